@@ -1,0 +1,122 @@
+"""The audio encoder as ONNX: mel windows in, one embedding row a token out.
+
+An attention window (8 s) never sees another one, so the graph's batch axis is windows, of any clips. The
+operators are standard ones only: attention over 104 tokens costs nothing beside the matrix products.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+
+from qwen3asr.features import MEL_BINS
+from qwen3asr.spec import ModelSpec
+from qwen3asr_export.checkpoint import Tensors
+from qwen3asr_export.graph import FLOAT, INT64, Array, Graph, WeightFile
+
+MASKED = -1e9  # finite: a fully masked row stays finite, and in fp16 it must be lowered to -6e4
+_TOWER, _PROJECTOR = "model.audio_tower", "model.multi_modal_projector"
+
+
+def build_encoder(spec: ModelSpec, tensors: Tensors, weights: WeightFile) -> onnx.ModelProto:
+    """The encoder graph.
+
+    Inputs: ``mel`` float32 ``[windows, 128, frames]`` (``frames`` a multiple of the chunk, 100) and
+    ``frames`` int64 ``[windows]``, the valid ones. Output: ``embeddings`` float32
+    ``[windows, tokens, hidden]`` with ``tokens = frames / 100 * 13``; the first ``WindowSpec.tokens(valid)``
+    rows of a window are the clip's, the rest is padding to be dropped.
+    """
+    g = Graph("encoder", weights)
+    chunk, per_chunk = spec.windows.chunk_frames, spec.windows.chunk_tokens
+    mel = g.input("mel", FLOAT, ["windows", MEL_BINS, "padded_frames"])
+    frames = g.input("frames", INT64, ["windows"])
+    windows = g.dim(mel, 0)
+    valid = g.op("Unsqueeze", frames, g.const([1]))
+    x = _convolve(g, spec, tensors, _zero_fill(g, mel, valid))  # [chunks, 13, width]
+    x = g.reshape(x, windows, -1, spec.encoder.width)
+    mask = _key_mask(g, x, valid, chunk, per_chunk)
+    for index in range(spec.encoder.layers):
+        x = _layer(g, spec, tensors, f"{_TOWER}.layers.{index}", x, mask)
+    x = _norm(g, tensors, f"{_TOWER}.ln_post", x)
+    x = _linear(g, tensors, f"{_PROJECTOR}.linear_1", x)
+    x = _linear(g, tensors, f"{_PROJECTOR}.linear_2", g.op("Gelu", x))
+    g.op("Identity", x, out="embeddings")
+    g.output("embeddings", FLOAT, ["windows", "tokens", spec.hidden])
+    return g.model({"component": "encoder"})
+
+
+def _zero_fill(g: Graph, mel: str, valid: str) -> str:
+    """Frames past the valid ones become 0.0, whatever the caller left there."""
+    steps = g.op("Range", g.const(0), g.op("Squeeze", g.dim(mel, 2)), g.const(1))
+    keep = g.op("Unsqueeze", g.op("Less", steps, valid), g.const([1]))
+    return g.op("Where", keep, mel, g.const(0.0, np.float32))
+
+
+def _convolve(g: Graph, spec: ModelSpec, tensors: Tensors, mel: str) -> str:
+    """Chunks of 100 frames through three stride-2 convolutions, channel-major flatten, positions from 0."""
+    chunk = spec.windows.chunk_frames
+    x = g.reshape(mel, 0, MEL_BINS, -1, chunk)
+    x = g.reshape(g.op("Transpose", x, perm=[0, 2, 1, 3]), -1, 1, MEL_BINS, chunk)
+    for index in (1, 2, 3):
+        name = f"{_TOWER}.conv2d{index}"
+        kernel, bias = g.weight(f"{name}.weight", tensors[f"{name}.weight"]), tensors[f"{name}.bias"]
+        x = g.op("Conv", x, kernel, g.weight(f"{name}.bias", bias), strides=[2, 2], pads=[1, 1, 1, 1], out=name)
+        x = g.op("Gelu", x)
+    x = g.op("Transpose", x, perm=[0, 3, 1, 2])
+    x = g.reshape(x, 0, 0, spec.encoder.conv_channels * spec.encoder.conv_bands)
+    x = _linear(g, tensors, f"{_TOWER}.conv_out", x, bias=False)
+    return g.op("Add", x, g.weight("positions", sinusoids(spec.windows.chunk_tokens, spec.encoder.width)))
+
+
+def sinusoids(length: int, channels: int) -> Array:
+    """Whisper's sinusoidal positions, float32 ``[length, channels]``: sines, then cosines."""
+    half = channels // 2
+    scales = np.exp(-(np.log(10_000.0) / (half - 1)) * np.arange(half, dtype=np.float32)).astype(np.float32)
+    angles = np.arange(length, dtype=np.float32)[:, None] * scales
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
+
+
+def _key_mask(g: Graph, x: str, valid: str, chunk: int, per_chunk: int) -> str:
+    """Additive mask ``[windows, 1, 1, tokens]``: 0 for the clip's tokens, a large negative for padding.
+
+    Valid tokens: ``13 * (frames // 100) + ceil(rest / 8)``; all non-negative, so that ONNX's truncating
+    division is the floor division that the reference means.
+    """
+    whole = g.op("Mul", g.op("Div", valid, g.const(chunk)), g.const(per_chunk))
+    rest = g.op("Div", g.op("Add", g.op("Mod", valid, g.const(chunk)), g.const(7)), g.const(8))
+    steps = g.op("Range", g.const(0), g.op("Squeeze", g.dim(x, 1)), g.const(1))
+    keep = g.op("Less", steps, g.op("Add", whole, rest))
+    mask = g.op("Where", keep, g.const(0.0, np.float32), g.const(MASKED, np.float32))
+    return g.op("Unsqueeze", mask, g.const([1, 2]))
+
+
+def _layer(g: Graph, spec: ModelSpec, tensors: Tensors, name: str, x: str, mask: str) -> str:
+    """Pre-norm transformer layer, bidirectional within the window."""
+    y = _norm(g, tensors, f"{name}.self_attn_layer_norm", x)
+    x = g.op("Add", x, _attention(g, spec, tensors, f"{name}.self_attn", y, mask))
+    y = _norm(g, tensors, f"{name}.final_layer_norm", x)
+    y = g.op("Gelu", _linear(g, tensors, f"{name}.fc1", y))
+    return g.op("Add", x, _linear(g, tensors, f"{name}.fc2", y))
+
+
+def _attention(g: Graph, spec: ModelSpec, tensors: Tensors, name: str, x: str, mask: str) -> str:
+    heads, width = spec.encoder.heads, spec.encoder.width
+
+    def split(part: str, perm: list[int]) -> str:
+        y = g.reshape(_linear(g, tensors, f"{name}.{part}", x), 0, 0, heads, width // heads)
+        return g.op("Transpose", y, perm=perm)
+
+    q, k, v = split("q_proj", [0, 2, 1, 3]), split("k_proj", [0, 2, 3, 1]), split("v_proj", [0, 2, 1, 3])
+    q = g.op("Mul", q, g.const((width // heads) ** -0.5, np.float32))
+    weights = g.op("Softmax", g.op("Add", g.op("MatMul", q, k), mask), axis=-1)
+    y = g.op("Transpose", g.op("MatMul", weights, v), perm=[0, 2, 1, 3])
+    return _linear(g, tensors, f"{name}.out_proj", g.reshape(y, 0, 0, width))
+
+
+def _linear(g: Graph, tensors: Tensors, name: str, x: str, bias: bool = True) -> str:
+    return g.linear(x, name, tensors[f"{name}.weight"], tensors[f"{name}.bias"] if bias else None)
+
+
+def _norm(g: Graph, tensors: Tensors, name: str, x: str) -> str:
+    scale, bias = (g.weight(f"{name}.{part}", tensors[f"{name}.{part}"]) for part in ("weight", "bias"))
+    return g.op("LayerNormalization", x, scale, bias, axis=-1, epsilon=1e-5, out=f"{name}.out")

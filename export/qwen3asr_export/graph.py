@@ -1,0 +1,133 @@
+"""Writing ONNX graphs layer by layer, with the weights streamed to one external data file.
+
+Nothing is traced: a graph is what the builder functions say it is, tensor by tensor, so memory stays at
+one tensor and the nodes read like the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper
+
+Array: TypeAlias = npt.NDArray[Any]
+Dim: TypeAlias = int | str
+
+OPSET = 23
+CONTRIB = "com.microsoft"
+PRODUCER = "qwen3asr"
+_ALIGN = 4096  # page-aligned tensors can be memory-mapped by ONNX Runtime
+
+FLOAT, INT64, INT32, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL
+
+
+class WeightFile:
+    """The external data file of one graph; each tensor is appended once and then dropped.
+
+    Args:
+        path: the file to write, e.g. ``onnx/decoder.onnx.data``.
+        progress: called with the bytes just written.
+    """
+
+    def __init__(self, path: Path, progress: Callable[[int], None] = lambda _: None) -> None:
+        self._path, self._progress = path, progress
+        self._file = path.open("wb")
+
+    def __enter__(self) -> WeightFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def add(self, name: str, array: Array) -> TensorProto:
+        """Append a tensor and return the initializer that points at its bytes."""
+        self._file.write(b"\0" * (-self._file.tell() % _ALIGN))
+        offset = self._file.tell()
+        data = np.ascontiguousarray(array)
+        self._file.write(data.data)
+        self._progress(data.nbytes)
+        tensor = TensorProto(name=name, data_type=helper.np_dtype_to_tensor_dtype(data.dtype), dims=data.shape)
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, value in (("location", self._path.name), ("offset", offset), ("length", data.nbytes)):
+            tensor.external_data.add(key=key, value=str(value))
+        return tensor
+
+
+class Graph:
+    """An ONNX graph under construction. Tensors are known by their names (``str``)."""
+
+    def __init__(self, name: str, weights: WeightFile) -> None:
+        self._name, self._weights = name, weights
+        self._nodes: list[onnx.NodeProto] = []
+        self._inputs: list[onnx.ValueInfoProto] = []
+        self._outputs: list[onnx.ValueInfoProto] = []
+        self._initializers: dict[str, TensorProto] = {}
+        self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+
+    def input(self, name: str, dtype: int, shape: Sequence[Dim]) -> str:
+        """Declare a graph input."""
+        self._inputs.append(helper.make_tensor_value_info(name, dtype, shape))
+        return name
+
+    def output(self, name: str, dtype: int, shape: Sequence[Dim]) -> None:
+        """Declare an existing tensor a graph output."""
+        self._outputs.append(helper.make_tensor_value_info(name, dtype, shape))
+
+    def weight(self, name: str, array: Array) -> str:
+        """Store a weight in the external data file."""
+        if name in self._initializers:
+            raise ValueError(f"weight {name} is stored already")
+        self._initializers[name] = self._weights.add(name, array)
+        return name
+
+    def const(self, value: Any, dtype: npt.DTypeLike = np.int64) -> str:
+        """A small constant inside the graph; equal ones are stored once."""
+        array = np.asarray(value, dtype)
+        key = (array.dtype.str, array.shape, array.tobytes())
+        if key not in self._constants:
+            name = f"const_{len(self._constants)}"
+            self._constants[key] = name
+            self._initializers[name] = onnx.numpy_helper.from_array(array, name)
+        return self._constants[key]
+
+    def op(self, kind: str, *inputs: str, out: str | None = None, domain: str = "", **attributes: Any) -> str:
+        """Add a node with one output and return it; ``out`` names it."""
+        return self.ops(kind, *inputs, outs=[out or f"{kind}_{len(self._nodes)}"], domain=domain, **attributes)[0]
+
+    def ops(self, kind: str, *inputs: str, outs: Sequence[str], domain: str = "", **attributes: Any) -> list[str]:
+        """Add a node with the named outputs (``""``: not wanted) and return them."""
+        name = next(out for out in outs if out)
+        self._nodes.append(helper.make_node(kind, list(inputs), list(outs), name=name, domain=domain, **attributes))
+        return list(outs)
+
+    def linear(self, x: str, name: str, weight: Array, bias: Array | None = None) -> str:
+        """``x @ weight.T + bias`` with a weight as PyTorch keeps it, ``[out, in]``; stored transposed."""
+        y = self.op("MatMul", x, self.weight(f"{name}.weight", weight.T), out=f"{name}.matmul")
+        return y if bias is None else self.op("Add", y, self.weight(f"{name}.bias", bias), out=f"{name}.out")
+
+    def dim(self, x: str, axis: int) -> str:
+        """Size of an axis as an int64 tensor of shape ``[1]``."""
+        return self.op("Shape", x, start=axis, end=axis + 1)
+
+    def reshape(self, x: str, *shape: int | str) -> str:
+        """Reshape; dimensions are ints (0 copies, -1 infers) or names of ``[1]`` tensors."""
+        if all(isinstance(size, int) for size in shape):
+            return self.op("Reshape", x, self.const(shape))
+        parts = [self.const([size]) if isinstance(size, int) else size for size in shape]
+        return self.op("Reshape", x, self.op("Concat", *parts, axis=0))
+
+    def model(self, metadata: dict[str, str]) -> onnx.ModelProto:
+        """The finished model."""
+        graph = helper.make_graph(
+            self._nodes, self._name, self._inputs, self._outputs, list(self._initializers.values())
+        )  # fmt: skip
+        used = {node.domain for node in self._nodes}
+        opsets = [helper.make_opsetid("", OPSET)] + ([helper.make_opsetid(CONTRIB, 1)] if CONTRIB in used else [])
+        model = helper.make_model(graph, opset_imports=opsets, producer_name=PRODUCER)
+        helper.set_model_props(model, metadata)
+        return model

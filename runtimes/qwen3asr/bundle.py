@@ -1,0 +1,250 @@
+"""The bundle: the folder that export writes and runtimes read. Nobody else knows its layout.
+
+A bundle is made in a temporary folder beside its target and renamed when it is whole, so an interrupted
+export leaves nothing behind. ``bundle.json`` names every file with its size and SHA-256.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from qwen3asr.errors import (
+    BundleFileDamaged,
+    BundleFileMissing,
+    BundleInvalid,
+    BundleKindWrong,
+    BundleNotFound,
+    BundleTooNew,
+    DiskFull,
+    TargetExists,
+)
+from qwen3asr.spec import Kind, ModelSpec
+
+FORMAT = 1
+MANIFEST = "bundle.json"
+_ALWAYS_HASHED = 1 << 20  # smaller files are hashed at every load: a swapped graph or tokenizer is found at once
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What bundle.json says.
+
+    Attributes:
+        kind: ``asr`` or ``aligner``.
+        precision: name of the weights' precision, ``fp32``.
+        dialect: which operators the graphs use, ``ort`` or ``standard``.
+        opset: ONNX opset of the graphs.
+        components: name of each graph to its file.
+        limits: ``positions``, the longest sequence that the decoder's tables allow.
+        source: checkpoint name, its weights' SHA-256, and the library that reads it as reference.
+        verified: what ``verify`` measured, or ``None``.
+    """
+
+    kind: Kind
+    precision: str
+    dialect: str
+    opset: int
+    components: Mapping[str, str]
+    limits: Mapping[str, int]
+    source: Mapping[str, str]
+    verified: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A bundle on disk, checked."""
+
+    folder: Path
+    manifest: Manifest
+    spec: ModelSpec
+    sizes: Mapping[str, int] = field(repr=False)
+
+    @property
+    def bytes(self) -> int:
+        """Size of all files."""
+        return sum(self.sizes.values())
+
+    def component(self, name: str) -> Path:
+        """Path of a graph, e.g. ``encoder``."""
+        return self.folder / self.manifest.components[name]
+
+    def config(self, name: str) -> dict[str, Any]:
+        """A JSON file of the bundle, ``{}`` where it has none of that name."""
+        path = self.folder / name
+        return cast(dict[str, Any], json.loads(path.read_text("utf-8"))) if path.is_file() else {}
+
+
+def open_bundle(folder: str | Path, *, kind: Kind | None = None, check_hashes: bool = False) -> Bundle:
+    """Read and check a bundle: format version, presence and size of every file, SHA-256 of the small ones.
+
+    Args:
+        folder: the bundle.
+        kind: refuse the other kind.
+        check_hashes: compare the SHA-256 of every file, weights too (seconds a gigabyte).
+
+    Raises:
+        BundleNotFound, BundleInvalid, BundleTooNew, BundleKindWrong, BundleFileMissing, BundleFileDamaged:
+            each says what is wrong and the cure.
+    """
+    folder = Path(folder)
+    content = _read_manifest(folder)
+    manifest, files = _parse_manifest(folder, content)
+    if kind is not None and manifest.kind != kind:
+        raise BundleKindWrong(folder, manifest.kind, kind)
+    for name, entry in files.items():
+        _check_file(folder, name, entry, check_hashes)
+    try:
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise BundleFileMissing("config.json", folder) from error
+    return Bundle(
+        folder, manifest, ModelSpec.from_config(config), {name: entry["size"] for name, entry in files.items()}
+    )
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise BundleNotFound(folder)
+    path = folder / MANIFEST
+    if not path.is_file():
+        what = "it looks like a checkpoint" if (folder / "config.json").is_file() else "it is another kind of folder"
+        raise BundleInvalid(
+            f"{folder} has no {MANIFEST}; {what}; make a bundle with: qwen3asr export CHECKPOINT TARGET"
+        )
+    try:
+        content = json.loads(path.read_text("utf-8"))
+        version = content["format"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise BundleInvalid(f"{path} cannot be read ({error!r}); run `qwen3asr export` again") from error
+    if not isinstance(version, int) or version < 1:
+        raise BundleInvalid(f"{path} has the format version {version!r}, not a number; run `qwen3asr export` again")
+    if version > FORMAT:
+        raise BundleTooNew(version, FORMAT)
+    return cast(dict[str, Any], content)
+
+
+def _parse_manifest(folder: Path, content: dict[str, Any]) -> tuple[Manifest, dict[str, Any]]:
+    names = Manifest.__dataclass_fields__
+    try:
+        manifest = Manifest(**{name: content[name] for name in names})
+        files = dict(content["files"])
+        for entry in files.values():
+            entry["size"], entry["sha256"]
+    except (KeyError, TypeError) as error:
+        raise BundleInvalid(f"{MANIFEST} in {folder} lacks {error}; run `qwen3asr export` again") from error
+    if manifest.kind not in ("asr", "aligner"):
+        raise BundleInvalid(
+            f"{MANIFEST} in {folder} has the unknown kind {manifest.kind!r}; run `qwen3asr export` again"
+        )
+    unlisted = set(manifest.components.values()) - files.keys()
+    if unlisted:
+        raise BundleInvalid(f"{MANIFEST} in {folder} does not list {', '.join(unlisted)}; run `qwen3asr export` again")
+    return manifest, files
+
+
+def _check_file(folder: Path, name: str, entry: Mapping[str, Any], check_hashes: bool) -> None:
+    path = folder / name
+    if not path.is_file():
+        raise BundleFileMissing(name, folder)
+    size = path.stat().st_size
+    if size != entry["size"]:
+        raise BundleFileDamaged(name, folder, f"{size} bytes, not {entry['size']}")
+    if (check_hashes or size < _ALWAYS_HASHED) and sha256(path) != entry["sha256"]:
+        raise BundleFileDamaged(name, folder, "its SHA-256 differs")
+
+
+def sha256(*paths: Path) -> str:
+    """SHA-256 of files, one after the other."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+@contextmanager
+def new_bundle(
+    target: Path, needed: int, *, replace: bool = False
+) -> Iterator[tuple[Path, Callable[[Manifest], None]]]:
+    """A folder to fill, which becomes ``target`` when the block ends without an error.
+
+    Yields the temporary folder and a function that writes its manifest (call it again to amend it).
+
+    Args:
+        target: where the bundle goes.
+        needed: bytes that will be written; checked against the free space first.
+        replace: an existing target is replaced, once the new one is whole.
+
+    Raises:
+        TargetExists: the target exists and is not to be replaced.
+        DiskFull: too little room, at the start or on the way.
+    """
+    target = target.absolute()
+    if target.exists() and not replace:
+        raise TargetExists(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(target.parent).free
+    if free < needed:
+        raise DiskFull(
+            errno.ENOSPC,
+            f"the bundle needs {needed / 1e6:.0f} MB and {target.parent} has {free / 1e6:.0f} MB free; "
+            "free some space or choose another disk",
+        )
+    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
+    try:
+        folder.chmod(0o755)
+        yield folder, lambda manifest: _write_manifest(folder, manifest)
+        _put_in_place(folder, target)
+    except OSError as error:
+        if error.errno == errno.ENOSPC and not isinstance(error, DiskFull):
+            raise DiskFull(errno.ENOSPC, f"the disk of {target.parent} is full; free {needed / 1e6:.0f} MB") from error
+        raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def amend_manifest(bundle: Bundle, verified: Mapping[str, Any]) -> None:
+    """Record new verification figures in an existing bundle."""
+    content = json.loads((bundle.folder / MANIFEST).read_text("utf-8"))
+    content["verified"] = dict(verified)
+    _replace_text(bundle.folder / MANIFEST, json.dumps(content, indent=2) + "\n")
+
+
+def _write_manifest(folder: Path, manifest: Manifest) -> None:
+    files = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name != MANIFEST:
+            files[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "sha256": sha256(path)}
+    content = {"format": FORMAT, **{name: getattr(manifest, name) for name in Manifest.__dataclass_fields__}}
+    _replace_text(folder / MANIFEST, json.dumps(content | {"files": files}, indent=2) + "\n")
+
+
+def _replace_text(path: Path, text: str) -> None:
+    draft = path.with_name(path.name + ".tmp")
+    draft.write_text(text, "utf-8")
+    draft.replace(path)
+
+
+def _put_in_place(folder: Path, target: Path) -> None:
+    if not target.exists():
+        folder.rename(target)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old-", dir=target.parent)) / target.name
+    target.rename(old)
+    try:
+        folder.rename(target)
+    except OSError:
+        old.rename(target)  # the user's bundle stays
+        raise
+    finally:
+        shutil.rmtree(old.parent, ignore_errors=True)

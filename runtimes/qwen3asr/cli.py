@@ -1,0 +1,341 @@
+"""The command line: ``qwen3asr export | verify | transcribe | align | info``.
+
+Results go to standard output, progress and errors to standard error. Exit codes: 0 all done; 1 some input
+failed (the others are done); 2 wrong arguments; 3 a bundle, checkpoint or device cannot be used; 4 the export
+differs from its checkpoint; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+import qwen3asr
+from qwen3asr.bundle import Bundle, amend_manifest, open_bundle
+from qwen3asr.errors import (
+    AlignerMissing,
+    ContextInvalid,
+    ExtraMissing,
+    LanguageUnknown,
+    Qwen3AsrError,
+    RequestInvalid,
+    TargetExists,
+    VerificationFailed,
+)
+from qwen3asr.subtitles import segments_of
+from qwen3asr.transcript import Transcript
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+INPUT_FAILED, USAGE, UNUSABLE, DIFFERS, INTERRUPTED = 1, 2, 3, 4, 130
+
+app = typer.Typer(
+    help="Qwen3-ASR speech recognition and forced alignment without torch.",
+    epilog="Exit codes: 0 done, 1 some input failed, 2 wrong arguments, 3 bundle or checkpoint unusable, "
+    "4 export differs from its checkpoint, 130 interrupted.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+_screen = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+class Format(StrEnum):
+    """How a transcript is written."""
+
+    text = "text"
+    json = "json"
+    srt = "srt"
+    vtt = "vtt"
+
+
+_Model = Annotated[Path, typer.Argument(help="Folder of the recogniser's bundle, as `qwen3asr export` wrote it.")]
+_Language = Annotated[str | None, typer.Option(help="Name or ISO code (German, de). Default: detected.")]
+_Threads = Annotated[int, typer.Option(min=0, help="CPU threads; 0: one a physical core.")]
+_Format = Annotated[Format, typer.Option("--format", "-f", help="What to write; json holds everything.")]
+
+
+@app.command()
+def transcribe(
+    model: _Model,
+    audio: Annotated[list[str], typer.Argument(help="Audio files of any format and rate; - for standard input.")],
+    aligner: Annotated[Path | None, typer.Option(help="Forced aligner's bundle: adds word times.")] = None,
+    language: _Language = None,
+    context: Annotated[str, typer.Option(help="Names and terms that may occur; not an instruction.")] = "",
+    form: _Format = Format.text,
+    output_dir: Annotated[Path | None, typer.Option(help="Write AUDIO.FORMAT files there, not to the screen.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Most text tokens; default: by duration.")] = None,
+    capacity: Annotated[int | None, typer.Option(min=1, help="KV-cache tokens; 13 a second of audio.")] = None,
+    threads: _Threads = 0,
+) -> None:
+    """Transcribe audio files.
+
+    Several files are done one after the other; one that fails is reported and the others go on. Several json
+    results on the screen are one object a line; several srt or vtt need --output-dir.
+    """
+    if len(audio) > 1 and output_dir is None and form in (Format.srt, Format.vtt):
+        _fail(USAGE, f"several {form} files cannot share the screen; name a folder with --output-dir")
+    targets = _targets(audio, output_dir, form)
+    recogniser = qwen3asr.load(model, aligner=aligner, threads=threads, capacity=capacity)
+    failed = 0
+    with _bar("transcribing", len(audio)) as advance:
+        for name, target in zip(audio, targets, strict=True):
+            try:
+                result = recogniser.transcribe(
+                    sys.stdin.buffer if name == "-" else name, language=language, context=context,
+                    timestamps="word" if aligner else None, max_new_tokens=max_new_tokens,
+                )  # fmt: skip
+            except (ContextInvalid, RequestInvalid, LanguageUnknown, ExtraMissing):
+                raise  # the same for every file
+            except (Qwen3AsrError, OSError) as error:
+                failed += 1
+                _screen.print(f"error: {name}: {error}", style="red", markup=False)
+            else:
+                _write(_render(result, form, name if len(audio) > 1 else None), target)
+                if result.finish_reason == "length":
+                    _screen.print(
+                        f"warning: {name}: the text is cut; raise --max-new-tokens", style="yellow", markup=False
+                    )
+            advance(1)
+    if failed:
+        _fail(INPUT_FAILED, f"{failed} of {len(audio)} files failed")
+
+
+@app.command()
+def align(
+    aligner: Annotated[Path, typer.Argument(help="Folder of the forced aligner's bundle.")],
+    audio: Annotated[str, typer.Argument(help="Audio file; - for standard input.")],
+    text: Annotated[str | None, typer.Option(help="What is said in it.")] = None,
+    text_file: Annotated[Path | None, typer.Option(help="UTF-8 file with what is said.")] = None,
+    language: Annotated[str | None, typer.Option(help="Name or ISO code; chooses how words are split.")] = None,
+    form: _Format = Format.text,
+    threads: _Threads = 0,
+) -> None:
+    """Find when each word of a known text is spoken.
+
+    The text format is one word a line: start, end (seconds) and word, separated by tabs.
+    """
+    if (text is None) == (text_file is None):
+        _fail(USAGE, "give the words with either --text or --text-file")
+    try:
+        words_said = text if text is not None else Path(str(text_file)).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        _fail(USAGE, f"{text_file} cannot be read as text: {error}")
+    model = qwen3asr.load_aligner(aligner, threads=threads)
+    try:
+        clip = qwen3asr.read_audio(sys.stdin.buffer if audio == "-" else audio)
+    except (Qwen3AsrError, OSError) as error:
+        _fail(INPUT_FAILED, str(error))
+    words = model.align((clip.samples, 16_000), words_said, language=language)
+    if form is Format.text:
+        print("".join(f"{word.start:.3f}\t{word.end:.3f}\t{word.text}\n" for word in words), end="")
+        return
+    segments = segments_of(words_said, words, clip.duration)
+    print(_render(Transcript(words_said, language, clip.duration, "stop", segments), form, None), end="")
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder in the -hf layout (config.json, safetensors).")],
+    target: Annotated[Path, typer.Argument(help="Bundle folder to make.")],
+    precision: Annotated[str, typer.Option(help="Precision of the weights: fp32.")] = "fp32",
+    check: Annotated[bool, typer.Option("--verify/--no-verify", help="Compare with PyTorch before finishing.")] = True,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing target.")] = False,
+) -> None:
+    """Turn a checkpoint into an ONNX bundle and verify it against transformers.
+
+    Needs torch: pip install 'qwen3asr[export]'. The target appears when it is whole; Ctrl-C leaves nothing.
+    """
+    _exporter()
+    from qwen3asr_export.convert import export as run  # noqa: PLC0415 (needs torch)
+
+    with _stages() as progress:
+        bundle = run(checkpoint, target, precision=precision, check=check, replace=force, progress=progress)
+    _show(bundle)
+
+
+@app.command()
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    checkpoint: Annotated[Path, typer.Argument(help="The checkpoint that it was exported from.")],
+    audio: Annotated[list[str] | None, typer.Option(help="Recordings to compare on, besides synthetic clips.")] = None,
+) -> None:
+    """Compare a bundle with its checkpoint in PyTorch, stage by stage, and record the figures in it.
+
+    All checks run; then one table is printed. Exit code 4 if any figure is past its bound.
+    """
+    _exporter()
+    from qwen3asr_export.checkpoint import Checkpoint  # noqa: PLC0415 (needs torch)
+    from qwen3asr_export.verify import verify as run  # noqa: PLC0415
+
+    opened = open_bundle(bundle, check_hashes=True)
+    recordings = {name: qwen3asr.read_audio(name).samples for name in audio or ()}
+    with _bar("verifying", None) as advance:
+        done = 0
+
+        def progress(now: int, total: int) -> None:
+            nonlocal done
+            advance(now - done, total)
+            done = now
+
+        report = run(opened, Checkpoint(checkpoint), recordings=recordings, progress=progress)
+    amend_manifest(opened, report.to_dict())
+    print(report.table())
+    print(f"equal to {report.reference}")
+
+
+@app.command()
+def info(bundle: Annotated[Path, typer.Argument(help="Bundle folder.")]) -> None:
+    """Show what a bundle holds, checking every file's SHA-256."""
+    _show(open_bundle(bundle, check_hashes=True))
+
+
+@app.callback(invoke_without_command=True)
+def _global(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        print(f"qwen3asr {qwen3asr.__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        _fail(USAGE, "name a command; see qwen3asr --help")
+
+
+def _exporter() -> ModuleType:
+    try:
+        import qwen3asr_export  # noqa: PLC0415 (needs torch)
+    except ModuleNotFoundError as error:
+        raise ExtraMissing("this command", error.name or "torch", "export") from error
+    return qwen3asr_export
+
+
+def _show(bundle: Bundle) -> None:
+    manifest, spec = bundle.manifest, bundle.spec
+    checks = manifest.verified["reference"] if manifest.verified else "not verified"
+    rows = {
+        "bundle": bundle.folder,
+        "kind": manifest.kind,
+        "source": manifest.source["name"],
+        "precision": f"{manifest.precision}, {manifest.dialect} dialect, opset {manifest.opset}",
+        "size": f"{bundle.bytes / 1e6:.1f} MB in {len(bundle.sizes)} files",
+        "encoder": f"{spec.encoder.layers} layers, width {spec.encoder.width}",
+        "decoder": f"{spec.layers} layers, width {spec.hidden}, {spec.classes} output classes",
+        "KV cache": f"{2 * spec.layers * spec.kv_heads * spec.head_dim * 4 / 1024:.0f} KiB a token",
+        "longest sequence": f"{manifest.limits['positions']} tokens",
+        "verified against": checks,
+    }
+    print("\n".join(f"{label:<17} {value}" for label, value in rows.items()))
+
+
+def _targets(audio: Sequence[str], folder: Path | None, form: Format) -> list[Path | None]:
+    """A file for each input, or ``None`` for the screen; two inputs never share a file."""
+    if folder is None:
+        return [None] * len(audio)
+    suffix = "txt" if form is Format.text else form.value
+    names = ["stdin" if name == "-" else Path(name).name for name in audio]
+    stems = [Path(name).stem for name in names]
+    plain = stems if len(set(stems)) == len(stems) else names
+    if len(set(plain)) < len(plain):
+        _fail(USAGE, "two of the files have the same name; give each its own --output-dir")
+    folder.mkdir(parents=True, exist_ok=True)
+    return [folder / f"{stem}.{suffix}" for stem in plain]
+
+
+def _render(result: Transcript, form: Format, name: str | None) -> str:
+    if form is Format.json:
+        content: dict[str, Any] = ({} if name is None else {"file": name}) | result.to_dict()
+        return json.dumps(content, ensure_ascii=False, indent=2 if name is None else None) + "\n"
+    if form is Format.text:
+        return ("" if name is None else f"{name}: ") + result.text + "\n"
+    return result.to_srt() if form is Format.srt else result.to_vtt()
+
+
+def _write(text: str, target: Path | None) -> None:
+    if target is None:
+        print(text, end="", flush=True)
+    else:
+        draft = target.with_name(target.name + ".part")
+        draft.write_text(text, "utf-8")
+        draft.replace(target)
+
+
+def _progress() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=_screen, disable=not _screen.is_terminal, transient=True)
+
+
+@contextmanager
+def _bar(label: str, total: int | None) -> Iterator[Callable[..., None]]:
+    """One progress bar; yields ``advance(count, total=None)``. Nothing is drawn where nobody looks."""
+    with _progress() as bars:
+        task = bars.add_task(label, total=total)
+
+        def advance(count: int, total: int | None = None) -> None:
+            bars.update(task, advance=count, total=total)  # None leaves the total as it is
+
+        yield advance
+
+
+@contextmanager
+def _stages() -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar for each stage of an export; without a terminal, a line when a stage begins."""
+    with _progress() as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def progress(stage: str, done: int, total: int) -> None:
+            unit, scale = (" MB", 1_000_000) if total > 1_000_000 else ("", 1)
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage + unit)
+                if not _screen.is_terminal:
+                    _screen.print(f"{stage}: {total // scale}{unit}", markup=False)
+            bars.update(tasks[stage], completed=done // scale, total=total // scale)
+
+        yield progress
+
+
+def _fail(code: int, message: str) -> NoReturn:
+    _screen.print(f"error: {message}", style="red", markup=False)
+    raise typer.Exit(code)
+
+
+def _exit_code(error: Qwen3AsrError) -> int:
+    if isinstance(error, VerificationFailed):
+        return DIFFERS
+    usage = (RequestInvalid, ContextInvalid, LanguageUnknown, AlignerMissing, TargetExists)
+    return USAGE if isinstance(error, usage) else UNUSABLE
+
+
+def _terminate(*_: object) -> NoReturn:
+    raise KeyboardInterrupt  # so that SIGTERM cleans up as Ctrl-C does
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Entry point of the ``qwen3asr`` command; always ends in :class:`SystemExit`."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        app(args=arguments, prog_name="qwen3asr")
+    except Qwen3AsrError as error:
+        _screen.print(f"error: {error}", style="red", markup=False)
+        sys.exit(_exit_code(error))
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            _screen.print("interrupted", style="red")
+        raise
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""From a folder to a model: checks the bundles and chooses the backend."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from qwen3asr.aligner import Aligner, AlignerLimits
+from qwen3asr.bundle import Bundle, open_bundle
+from qwen3asr.decoder import Decoder
+from qwen3asr.encoder import Encoder
+from qwen3asr.errors import BundleInvalid, DeviceUnavailable, ExtraMissing, RequestInvalid
+from qwen3asr.prompt import PromptBuilder
+from qwen3asr.recognizer import Recognizer
+from qwen3asr.tokenizer import Tokenizer
+
+ASR_CAPACITY = 4_608
+"""Default KV-cache tokens of the recogniser: five minutes of audio and their text."""
+ALIGNER_CAPACITY = 8_192
+"""Default KV-cache tokens of the aligner: five minutes of audio and a thousand words."""
+
+
+def load(
+    bundle: str | os.PathLike[str],
+    *,
+    aligner: str | os.PathLike[str] | None = None,
+    device: str = "auto",
+    threads: int = 0,
+    capacity: int | None = None,
+    check_hashes: bool = False,
+) -> Recognizer:
+    """Load a recogniser.
+
+    Args:
+        bundle: folder that ``qwen3asr export`` wrote.
+        aligner: folder of a forced aligner's bundle, for word times.
+        device: ``"cpu"``, or ``"auto"`` for the best there is.
+        threads: threads of one operator; 0: one a physical core.
+        capacity: tokens of the recogniser's KV cache, which bound the longest clip (13 a second of audio, and
+            the text). Memory is taken as it is used.
+        check_hashes: compare every file's SHA-256 first (seconds a gigabyte).
+
+    Raises:
+        BundleNotFound, BundleInvalid, BundleTooNew, BundleKindWrong, BundleFileMissing, BundleFileDamaged,
+        ConfigInvalid: the bundle cannot be used; the message says why.
+        DeviceUnavailable: the device cannot be used.
+        ExtraMissing: ONNX Runtime is not installed.
+        RequestInvalid: capacity or threads make no sense.
+    """
+    _check_settings(device, threads)
+    opened = open_bundle(Path(bundle), kind="asr", check_hashes=check_hashes)
+    room = _capacity(opened, capacity, ASR_CAPACITY)
+    words = None
+    if aligner is not None:
+        words = load_aligner(aligner, device=device, threads=threads, check_hashes=check_hashes)
+    tokenizer = Tokenizer(opened.folder / "tokenizer.json")
+    return Recognizer(opened, tokenizer, *_graphs(opened, room, threads), words)
+
+
+def load_aligner(
+    bundle: str | os.PathLike[str], *, device: str = "auto", threads: int = 0, check_hashes: bool = False
+) -> Aligner:
+    """Load a forced aligner by itself, to align text that is known already.
+
+    Arguments and errors are those of :func:`load`.
+    """
+    _check_settings(device, threads)
+    opened = open_bundle(Path(bundle), kind="aligner", check_hashes=check_hashes)
+    prompts = PromptBuilder(Tokenizer(opened.folder / "tokenizer.json"))
+    class_ms = float(opened.config("processor_config.json").get("timestamp_segment_time", 80.0))
+    graphs = _graphs(opened, _capacity(opened, None, ALIGNER_CAPACITY), threads)
+    return Aligner(*graphs, prompts, AlignerLimits(opened.spec.classes, class_ms))
+
+
+def _check_settings(device: str, threads: int) -> None:
+    if device not in ("auto", "cpu"):
+        raise DeviceUnavailable(f"device={device!r} is not available; this version runs on 'cpu'")
+    if threads < 0:
+        raise RequestInvalid(f"threads={threads} makes no sense; give 0 for one a core, or a positive number")
+
+
+def _capacity(bundle: Bundle, wanted: int | None, default: int) -> int:
+    limit = bundle.manifest.limits["positions"]
+    if wanted is None:
+        return min(default, limit)
+    if not 1 <= wanted <= limit:
+        raise RequestInvalid(f"capacity={wanted} is outside of this model's 1 to {limit} tokens")
+    return wanted
+
+
+def _graphs(bundle: Bundle, capacity: int, threads: int) -> tuple[Encoder, Decoder]:
+    try:
+        from qwen3asr.sessions.onnxruntime import OrtDecoder, OrtEncoder  # noqa: PLC0415 (an optional dependency)
+    except ModuleNotFoundError as error:
+        if error.name != "onnxruntime":
+            raise
+        raise ExtraMissing("running on the CPU", "onnxruntime", "cpu") from error
+    spec = bundle.spec
+    if bundle.manifest.dialect != OrtDecoder.dialect:
+        raise BundleInvalid(
+            f"{bundle.folder} holds graphs of the dialect {bundle.manifest.dialect!r}, which ONNX Runtime's session "
+            f"does not run; export it again with the dialect {OrtDecoder.dialect!r}"
+        )
+    decoder = OrtDecoder(bundle.component("decoder"), spec, slots=1, capacity=capacity, threads=threads)
+    encoder = OrtEncoder(bundle.component("encoder"), threads)
+    return Encoder(encoder, spec.windows), Decoder(decoder, spec.audio_pad, spec.hidden)

@@ -1,0 +1,70 @@
+"""Token sequences that the models expect around the audio."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from qwen3asr.errors import ContextInvalid
+from qwen3asr.sessions.base import Embeddings, Ids
+from qwen3asr.tokenizer import Tokenizer
+
+_AUDIO = "<|audio_start|><|audio_pad|><|audio_end|>"
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What a decoder is fed: int64 ``[n]`` ids and the float32 ``[N, hidden]`` rows of its N audio pads."""
+
+    ids: Ids
+    audio: Embeddings
+
+
+class PromptBuilder:
+    """Prompts of the recogniser and inputs of the aligner, token for token as the reference makes them."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._pad = tokenizer.id("<|audio_pad|>")
+        self._timestamp = tokenizer.id("<timestamp>")
+
+    def transcription(self, audio: Embeddings, context: str = "", language: str | None = None) -> Prompt:
+        """Chat prompt: context as the system turn, the audio as the user's, perhaps a forced language.
+
+        Args:
+            audio: float32 ``[N, hidden]``.
+            context: background text and hot words; not an instruction.
+            language: full name to force, ``None``: the model detects it.
+
+        Raises:
+            ContextInvalid: see :meth:`check_context`.
+        """
+        self.check_context(context)
+        forced = f"language {language}<asr_text>" if language else ""
+        text = (
+            f"<|im_start|>system\n{context}<|im_end|>\n<|im_start|>user\n{_AUDIO}<|im_end|>\n"
+            f"<|im_start|>assistant\n{forced}"
+        )
+        return self._expand(text, audio)
+
+    def alignment(self, audio: Embeddings, units: Sequence[str]) -> tuple[Prompt, Ids]:
+        """Input of the aligner and the positions of its time stamps, two a unit (start, end)."""
+        prompt = self._expand(_AUDIO + "".join(f"{unit}<timestamp><timestamp>" for unit in units), audio)
+        return prompt, np.flatnonzero(prompt.ids == self._timestamp)
+
+    def check_context(self, context: str) -> None:
+        """Refuse a context that holds one of the tokenizer's special tokens: it would change the prompt.
+
+        Raises:
+            ContextInvalid: names the token.
+        """
+        for token in self._tokenizer.added:
+            if token in context:
+                raise ContextInvalid(f"the context holds the special token {token}; remove it, it is not plain text")
+
+    def _expand(self, text: str, audio: Embeddings) -> Prompt:
+        ids = np.array(self._tokenizer.encode(text), np.int64)
+        repeats = np.where(ids == self._pad, len(audio), 1)
+        return Prompt(np.repeat(ids, repeats), audio)

@@ -1,0 +1,1 @@
+"""What runs the graphs: one protocol, one module a backend."""

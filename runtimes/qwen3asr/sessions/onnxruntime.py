@@ -1,0 +1,134 @@
+"""ONNX Runtime on the CPU: graphs of the ``ort`` dialect, caches in place, inputs bound once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from qwen3asr.features import Mel
+from qwen3asr.sessions.base import Embeddings, Ids, Picked
+from qwen3asr.spec import ModelSpec
+
+_PROVIDERS = ["CPUExecutionProvider"]
+
+
+def _session(graph: Path | bytes, threads: int, weights: Path | None = None) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    if weights is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights))
+    return onnxruntime.InferenceSession(graph if isinstance(graph, bytes) else str(graph), options, _PROVIDERS)
+
+
+class OrtEncoder:
+    """See :class:`qwen3asr.sessions.base.EncoderSession`.
+
+    Args:
+        graph: path of encoder.onnx.
+        threads: threads of one operator; 0: one a physical core.
+    """
+
+    def __init__(self, graph: Path, threads: int = 0) -> None:
+        self._session = _session(graph, threads)
+
+    def run(self, mel: Mel, frames: Ids) -> Embeddings:
+        """See :class:`qwen3asr.sessions.base.EncoderSession`."""
+        embeddings: Embeddings = self._session.run(["embeddings"], {"mel": mel, "frames": frames})[0]
+        return embeddings
+
+
+class OrtDecoder:
+    """See :class:`qwen3asr.sessions.base.DecoderSession`.
+
+    Args:
+        graph: path of decoder.onnx, or the model itself with its weights in ``weights``.
+        spec: shapes of the model.
+        slots: rows of the KV cache.
+        capacity: tokens of a row. Pages that were never written take no memory.
+        threads: threads of one operator; 0: one a physical core.
+        weights: folder of the external data, where ``graph`` is not a path.
+    """
+
+    dialect = "ort"
+
+    def __init__(
+        self, graph: Path | bytes, spec: ModelSpec, *, slots: int, capacity: int, threads: int = 0,
+        weights: Path | None = None,
+    ) -> None:  # fmt: skip
+        self._session = _session(graph, threads, weights)
+        shape = (slots, spec.kv_heads, capacity, spec.head_dim)
+        self._caches = {
+            f"{layer}.{side}": np.zeros(shape, np.float32) for layer in range(spec.layers) for side in ("key", "value")
+        }
+        self._slots, self._capacity, self._classes = slots, capacity, spec.classes
+        self._no_audio = np.zeros((1, spec.hidden), np.float32)
+        self._bindings: dict[range, _Binding] = {}
+
+    @property
+    def slots(self) -> int:
+        """Rows of the KV cache."""
+        return self._slots
+
+    @property
+    def capacity(self) -> int:
+        """Tokens of a row."""
+        return self._capacity
+
+    def run(self, ids: Ids, audio: Embeddings, take: Ids, slots: range, past: Ids) -> Picked:
+        """See :class:`qwen3asr.sessions.base.DecoderSession`."""
+        binding = self._binding(slots)
+        binding.feed(ids=ids, audio=audio if len(audio) else self._no_audio, take=take, past=past)
+        tokens = binding.receive("token", take.shape, np.int64)
+        logprobs = binding.receive("logprob", take.shape, np.float32)
+        self._session.run_with_iobinding(binding.io)
+        return Picked(tokens.copy(), logprobs.copy())
+
+    def logits(self, ids: Ids, audio: Embeddings, take: Ids, slots: range, past: Ids) -> npt.NDArray[np.float32]:
+        """As :meth:`run`, for a graph whose ``logits`` were made an output: float32 ``[B, T, classes]``."""
+        logits = self._binding(slots).receive("logits", (*take.shape, self._classes), np.float32)
+        self.run(ids, audio, take, slots, past)
+        return logits.copy()
+
+    def _binding(self, slots: range) -> _Binding:
+        if slots not in self._bindings:
+            binding = _Binding(self._session)
+            for name, cache in self._caches.items():  # a view of the rows, both past and present: updated in place
+                binding.share(name, cache[slots.start : slots.stop])
+            self._bindings[slots] = binding
+        return self._bindings[slots]
+
+
+class _Binding:
+    """Arrays bound to a session's inputs and outputs; an array of the same shape is refilled, not bound again."""
+
+    def __init__(self, session: onnxruntime.InferenceSession) -> None:
+        self.io = session.io_binding()
+        self._arrays: dict[str, npt.NDArray[Any]] = {}
+        self._kept: list[onnxruntime.OrtValue] = []
+
+    def share(self, name: str, cache: npt.NDArray[np.float32]) -> None:
+        value = onnxruntime.OrtValue.ortvalue_from_numpy(cache)
+        self._kept.append(value)
+        self.io.bind_ortvalue_input(f"past.{name}", value)
+        self.io.bind_ortvalue_output(f"present.{name}", value)
+
+    def feed(self, **inputs: npt.NDArray[Any]) -> None:
+        for name, array in inputs.items():
+            bound = self._arrays.get(name)
+            if bound is not None and bound.shape == array.shape:
+                np.copyto(bound, array)
+                continue
+            self._arrays[name] = array.copy(order="C")
+            self.io.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(self._arrays[name]))
+
+    def receive(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+        bound = self._arrays.get(name)
+        if bound is None or bound.shape != shape:
+            bound = self._arrays[name] = np.zeros(shape, dtype)
+            self.io.bind_ortvalue_output(name, onnxruntime.OrtValue.ortvalue_from_numpy(bound))
+        return bound

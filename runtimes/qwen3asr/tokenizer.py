@@ -1,0 +1,107 @@
+"""The checkpoint's own tokenizer (tokenizer.json), and which characters each token wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+from tokenizers import Tokenizer as _Tokenizer
+
+from qwen3asr.errors import BundleFileDamaged
+
+NEEDED = (
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|audio_start|>",
+    "<|audio_end|>",
+    "<|audio_pad|>",
+    "<asr_text>",
+    "<timestamp>",
+)
+
+
+class Tokenizer:
+    """Byte-level BPE as Qwen uses it.
+
+    Args:
+        path: tokenizer.json.
+
+    Raises:
+        BundleFileDamaged: not a tokenizer, or one without Qwen3-ASR's special tokens.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._tokenizer = _Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception
+            raise BundleFileDamaged(path.name, path.parent, f"not a tokenizer: {error}") from error
+        lacking = [text for text in NEEDED if self._tokenizer.token_to_id(text) is None]
+        if lacking:
+            raise BundleFileDamaged(path.name, path.parent, f"no token {', '.join(lacking)}")
+        added = self._tokenizer.get_added_tokens_decoder()
+        self._added = {index: token.content for index, token in added.items()}
+        self._special = {index for index, token in added.items() if token.special}
+        self.asr_text = self.id("<asr_text>")
+
+    @property
+    def added(self) -> list[str]:
+        """Texts of the special and other added tokens."""
+        return list(self._added.values())
+
+    def id(self, text: str) -> int:
+        """Id of a token that is in the vocabulary as ``text``."""
+        index = self._tokenizer.token_to_id(text)
+        if index is None:
+            raise KeyError(f"the tokenizer has no token {text!r}")
+        return int(index)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids; special tokens in the text are recognised."""
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text without special tokens; ``<asr_text>``, which is not one, stays."""
+        return self.join(ids)[0]
+
+    def join(self, ids: Sequence[int]) -> tuple[str, list[tuple[int, int]]]:
+        """Text of the ids, and the span of characters that each id wrote or helped to write."""
+        ends, raw = [], b""
+        for index in ids:
+            raw += self._bytes(index)
+            ends.append(len(raw))
+        at = _character_index(raw)
+        starts = [0, *ends][: len(ends)]
+        spans = [
+            (at[start], at[end - 1] + 1 if end > start else at[start]) for start, end in zip(starts, ends, strict=True)
+        ]
+        return raw.decode("utf-8", "replace"), spans
+
+    def _bytes(self, index: int) -> bytes:
+        if index in self._special:
+            return b""
+        if index in self._added:
+            return self._added[index].encode()
+        piece = self._tokenizer.id_to_token(index)  # None: a row of the padded vocabulary that has no token
+        return b"" if piece is None else bytes(_byte_alphabet()[char] for char in piece)
+
+
+def _character_index(raw: bytes) -> list[int]:
+    """For each byte the index of the character that it belongs to (and one entry past the end)."""
+    index = []
+    for number, char in enumerate(text := raw.decode("utf-8", "replace")):
+        index += [number] * len(char.encode())
+    if len(index) != len(raw):  # invalid bytes became U+FFFD of another length: count by prefix instead
+        index = [len(raw[:end].decode("utf-8", "ignore")) for end in range(len(raw))]
+    return [*index, len(text)]
+
+
+@lru_cache(maxsize=1)
+def _byte_alphabet() -> dict[str, int]:
+    """Characters that stand for bytes in byte-level BPE vocabularies (GPT-2's scheme).
+
+    Printable Latin-1 bytes are themselves; the others take the code points from 256 up, in order.
+    """
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}

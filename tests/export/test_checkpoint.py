@@ -1,0 +1,122 @@
+"""What a checkpoint that cannot be exported says, before anything is written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tests.checkpoints import TINY
+
+from qwen3asr.errors import CheckpointInvalid, CheckpointKeysWrong, ConfigInvalid
+from qwen3asr_export import export
+from qwen3asr_export.checkpoint import Checkpoint
+
+NORM = "model.language_model.norm.weight"
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(TINY / "asr", tmp_path / "checkpoint"))
+
+
+def _rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+def _refused(folder: Path, error: type[Exception], match: str) -> None:
+    with pytest.raises(error, match=match):
+        export(folder, folder.parent / "out")
+    assert not (folder.parent / "out").exists()
+
+
+def test_a_missing_tensor_is_named(copy: Path) -> None:
+    _rewrite(copy, lambda tensors: tensors.pop(NORM))
+    _refused(copy, CheckpointKeysWrong, f"1 missing: {NORM}.*download")
+
+
+def test_an_unknown_tensor_is_named(copy: Path) -> None:
+    _rewrite(copy, lambda tensors: tensors.update({"adapter.weight": torch.zeros(2)}))
+    _refused(copy, CheckpointKeysWrong, "1 unexpected: adapter.weight")
+
+
+def test_a_tensor_of_another_shape_is_named(copy: Path) -> None:
+    _rewrite(copy, lambda tensors: tensors.update({NORM: torch.zeros(64)}))
+    _refused(copy, CheckpointKeysWrong, rf"1 of another shape: {NORM} \(64,\)")
+
+
+def test_a_duplicate_head_is_no_mistake(copy: Path) -> None:
+    """The original repositories ship the tied head a second time."""
+    embedding = load_file(copy / "model.safetensors")["model.language_model.embed_tokens.weight"]
+    _rewrite(copy, lambda tensors: tensors.update({"lm_head.weight": embedding.clone()}))
+    assert Checkpoint(copy).spec.tied
+
+
+def test_shards_are_read_as_one(copy: Path, tmp_path: Path) -> None:
+    tensors = load_file(copy / "model.safetensors")
+    names = sorted(tensors)
+    parts = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    for file, members in parts.items():
+        save_file({name: tensors[name] for name in members}, copy / file)
+    (copy / "model.safetensors").unlink()
+    index = {"weight_map": {name: file for file, members in parts.items() for name in members}}
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    bundle = export(copy, tmp_path / "sharded", check=False)
+    whole = export(TINY / "asr", tmp_path / "whole", check=False)
+    for name in ("encoder", "decoder"):
+        data = f"onnx/{name}.onnx.data"
+        assert (bundle.folder / data).read_bytes() == (whole.folder / data).read_bytes()
+    (copy / "b.safetensors").unlink()
+    _refused(copy, CheckpointInvalid, r"shard b\.safetensors is not in")
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_missing_file_is_named(copy: Path, name: str) -> None:
+    (copy / name).unlink()
+    _refused(copy, CheckpointInvalid, name)
+
+
+def test_damaged_files_are_named(copy: Path) -> None:
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    _refused(copy, CheckpointInvalid, "damaged")
+    (copy / "config.json").write_text("{")
+    _refused(copy, CheckpointInvalid, "not JSON")
+
+
+def _edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    change(config)
+    (folder / "config.json").write_text(json.dumps(config), "utf-8")
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        (lambda c: c.update(model_type="qwen2_audio"), "model_type"),
+        (lambda c: c["text_config"].pop("head_dim"), "text_config.head_dim"),
+        (lambda c: c["text_config"].update(rope_parameters={"rope_type": "default"}), "rope_theta"),
+        (lambda c: c["text_config"].update(rope_parameters={"rope_type": "yarn", "rope_theta": 1e6}), "rope_type"),
+        (lambda c: c["audio_config"].update(n_window_infer=850), "n_window_infer"),
+        (lambda c: c["audio_config"].update(output_dim=64), "output_dim"),
+        (lambda c: c["audio_config"].update(num_mel_bins=80), "num_mel_bins"),
+        (lambda c: c["audio_config"].update(activation_function="relu"), "activation_function"),
+    ],
+)
+def test_a_config_that_cannot_be_meant_names_its_key(
+    copy: Path, change: Callable[[dict[str, Any]], object], key: str
+) -> None:
+    _edit(copy, change)
+    _refused(copy, ConfigInvalid, key)
+
+
+def test_the_original_layout_is_recognised_and_not_misread(copy: Path) -> None:
+    _edit(copy, lambda config: config.update(thinker_config={}))
+    _refused(copy, CheckpointInvalid, "original layout")

@@ -1,0 +1,103 @@
+"""Exporting: weights stored once, progress, and nothing half-written whatever happens."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from tests.checkpoints import TINY, make_checkpoint
+
+from qwen3asr.errors import DiskFull, RequestInvalid, TargetExists
+from qwen3asr_export import export
+from qwen3asr_export.checkpoint import Checkpoint, parameter_bytes
+from qwen3asr_export.graph import Graph, WeightFile
+
+
+def _stored(folder: Path, name: str) -> dict[str, int]:
+    """Bytes of each tensor in a graph's external data."""
+    graph = onnx.load(folder / "onnx" / f"{name}.onnx", load_external_data=False).graph
+    places = {t.name: {e.key: e.value for e in t.external_data} for t in graph.initializer if t.external_data}
+    return {tensor: int(place["length"]) for tensor, place in places.items()}
+
+
+def test_every_weight_is_stored_once_the_shared_head_too(asr_bundle: Path) -> None:
+    spec = Checkpoint(TINY / "asr").spec
+    stored = {**_stored(asr_bundle, "encoder"), **_stored(asr_bundle, "decoder")}
+    positions = spec.windows.chunk_tokens * spec.encoder.width * 4
+    rotary = sum(size for name, size in stored.items() if name.startswith("rotary"))
+    assert sum(stored.values()) == parameter_bytes(spec) + positions + rotary
+    assert sum("embed_tokens" in name or "lm_head" in name for name in stored) == 1
+
+
+def test_an_untied_head_is_stored_beside_the_embedding(tmp_path: Path) -> None:
+    bundle = export(make_checkpoint(tmp_path / "c", "no-grouping"), tmp_path / "out", check=False)
+    assert {"lm_head.weight", "model.language_model.embed_tokens.weight"} <= _stored(bundle.folder, "decoder").keys()
+
+
+def test_no_full_logits_and_no_weights_inside_the_graphs(asr_bundle: Path) -> None:
+    model = onnx.load(asr_bundle / "onnx" / "decoder.onnx", load_external_data=False)
+    assert "logits" not in {output.name for output in model.graph.output}
+    for name in ("encoder", "decoder"):
+        assert (asr_bundle / "onnx" / f"{name}.onnx").stat().st_size < 200_000
+
+
+def test_what_the_runtime_and_others_need_comes_along(asr_bundle: Path) -> None:
+    for name in ("config.json", "generation_config.json", "tokenizer.json", "processor_config.json"):
+        assert (asr_bundle / name).read_bytes() == (TINY / "asr" / name).read_bytes()
+
+
+def test_progress_tells_of_bytes_and_clips(tmp_path: Path) -> None:
+    seen: list[tuple[str, int, int]] = []
+    export(TINY / "asr", tmp_path / "out", progress=lambda *step: seen.append(step))
+    for stage in ("weights", "verify"):
+        steps = [step for step in seen if step[0] == stage]
+        assert [done for _, done, _ in steps] == sorted(done for _, done, _ in steps)
+        assert steps[-1][1] >= steps[-1][2]
+
+
+def test_an_unknown_precision_and_an_existing_target_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(RequestInvalid, match="choose from fp32"):
+        export(TINY / "asr", tmp_path / "out", precision="int3")
+    (tmp_path / "out").mkdir()
+    with pytest.raises(TargetExists):
+        export(TINY / "asr", tmp_path / "out")
+
+
+def test_a_disk_that_fills_up_on_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second graph does not fit: an error that says so, and no trace of the first."""
+    add = WeightFile.add
+
+    def full(self: WeightFile, name: str, array: Any) -> Any:
+        if "layers.2.mlp" in name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return add(self, name, array)
+
+    monkeypatch.setattr(WeightFile, "add", full)
+    with pytest.raises(DiskFull, match="is full; free"):
+        export(TINY / "asr", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_replaced_bundle_works_and_an_interrupted_replacement_keeps_the_old(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = export(TINY / "asr", tmp_path / "out", check=False)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("qwen3asr_export.convert.verify", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        export(TINY / "aligner", tmp_path / "out", replace=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert first.manifest.kind == "asr"
+    assert export(TINY / "aligner", tmp_path / "out", check=False, replace=True).manifest.kind == "aligner"
+
+
+def test_graph_refuses_to_store_a_weight_twice(tmp_path: Path) -> None:
+    with WeightFile(tmp_path / "w.data") as weights:
+        g = Graph("g", weights)
+        g.weight("a", np.zeros(3, np.float32))
+        with pytest.raises(ValueError, match="stored already"):
+            g.weight("a", np.zeros(3, np.float32))
+    assert g.const([1, 2]) == g.const([1, 2]) != g.const([1, 2], np.int32)

@@ -1,0 +1,176 @@
+"""The command line, run in this process: what it prints where, and its exit codes."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.checkpoints import TINY
+from tests.conftest import Recording
+
+from qwen3asr import cli
+
+
+class Result:
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, " ".join(err.split())
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+
+    def call(*arguments: object) -> Result:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            cli.main([str(argument) for argument in arguments])
+        code = int(end.value.code or 0)
+        captured = capsys.readouterr()
+        return Result(code, captured.out, captured.err)
+
+    return call
+
+
+def test_transcribe_prints_the_text_and_nothing_else(
+    run: Any, asr_bundle: Path, recordings: dict[str, Recording]
+) -> None:
+    result = run("transcribe", asr_bundle, recordings["german"].path)
+    assert (result.code, result.out) == (0, recordings["german"].text + "\n")
+
+
+def test_standard_input(
+    run: Any, asr_bundle: Path, recordings: dict[str, Recording], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Pipe(io.BytesIO):
+        def seekable(self) -> bool:
+            return False
+
+    stdin = type("Stdin", (), {"buffer": Pipe(recordings["english"].path.read_bytes())})
+    monkeypatch.setattr("sys.stdin", stdin)
+    assert run("transcribe", asr_bundle, "-").out == recordings["english"].text + "\n"
+
+
+def test_json_holds_words_with_times_and_confidence(
+    run: Any, asr_bundle: Path, aligner_bundle: Path, recordings: dict[str, Recording]
+) -> None:
+    result = run("transcribe", asr_bundle, recordings["chinese"].path, "--aligner", aligner_bundle, "-f", "json")
+    content = json.loads(result.out)
+    assert (content["text"], content["language"]) == (recordings["chinese"].text, "Chinese")
+    words = [word for segment in content["segments"] for word in segment["words"]]
+    assert [word["text"] for word in words] == list(recordings["chinese"].text)
+    assert all({"start", "end", "confidence"} <= word.keys() for word in words)
+
+
+@pytest.mark.parametrize(("form", "begin"), [("srt", "1\n00:00:0"), ("vtt", "WEBVTT\n")])
+def test_subtitle_formats(
+    run: Any, asr_bundle: Path, aligner_bundle: Path, recordings: dict[str, Recording], form: str, begin: str
+) -> None:
+    result = run("transcribe", asr_bundle, recordings["english"].path, "--aligner", aligner_bundle, "--format", form)
+    assert result.out.startswith(begin)
+    assert recordings["english"].text.split()[0] in result.out
+
+
+def test_one_bad_file_among_many_is_reported_and_the_others_are_done(
+    run: Any, asr_bundle: Path, recordings: dict[str, Recording], tmp_path: Path
+) -> None:
+    bad = tmp_path / "bad.wav"
+    bad.write_text("no sound")
+    files = [recordings["english"].path, bad, tmp_path / "missing.wav", recordings["spanish"].path]
+    result = run("transcribe", asr_bundle, *files, "-f", "json")
+    assert result.code == cli.INPUT_FAILED
+    lines = [json.loads(line) for line in result.out.splitlines()]
+    assert [line["text"] for line in lines] == [recordings["english"].text, recordings["spanish"].text]
+    assert lines[0]["file"] == str(recordings["english"].path)
+    assert "bad.wav" in result.err
+    assert "missing.wav" in result.err
+    assert "2 of 4 files failed" in result.err
+
+
+def test_output_dir_gets_one_file_each_even_for_equal_stems(
+    run: Any, asr_bundle: Path, recordings: dict[str, Recording], tmp_path: Path
+) -> None:
+    copies = [tmp_path / "a.flac", tmp_path / "a.wav"]
+    for copy in copies:
+        shutil.copyfile(recordings["german-short"].path, copy)
+    assert run("transcribe", asr_bundle, *copies, "--output-dir", tmp_path / "out").code == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.flac.txt", "a.wav.txt"]
+    twice = run("transcribe", asr_bundle, copies[0], copies[0], "--output-dir", tmp_path / "out")
+    assert (twice.code, "same name" in twice.err) == (cli.USAGE, True)
+
+
+def test_several_subtitle_files_need_a_folder(run: Any, asr_bundle: Path, recordings: dict[str, Recording]) -> None:
+    result = run("transcribe", asr_bundle, recordings["english"].path, recordings["german"].path, "-f", "srt")
+    assert (result.code, "--output-dir" in result.err) == (cli.USAGE, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["transcribe", "{tmp}/none", "x.wav"], cli.UNUSABLE, "there is no bundle"),
+        (["transcribe", "{aligner}", "x.wav"], cli.UNUSABLE, "kind 'aligner'"),
+        (["transcribe", "{asr}", "x.wav", "--language", "Germn"], cli.USAGE, "did you mean 'German'"),
+        (["transcribe", "{asr}", "x.wav", "--format", "docx"], cli.USAGE, "docx"),
+        (["transcribe", "{asr}"], cli.USAGE, "Missing argument"),
+        (["align", "{aligner}", "x.wav"], cli.USAGE, "--text"),
+        (["align", "{aligner}", "x.wav", "--text", "one"], cli.INPUT_FAILED, "no audio file"),
+        (["export", "{tmp}/none", "{tmp}/out"], cli.UNUSABLE, "no checkpoint folder"),
+        (["export", "{tiny}", "{asr}"], cli.USAGE, "--force"),
+        (["export", "{tiny}", "{tmp}/out", "--precision", "int1"], cli.USAGE, "not offered"),
+        (["info", "{tmp}"], cli.UNUSABLE, "has no bundle.json"),
+        (["nonsense"], cli.USAGE, "nonsense"),
+    ],
+)
+def test_errors_name_the_cure_and_have_their_exit_code(
+    run: Any, asr_bundle: Path, aligner_bundle: Path, tmp_path: Path, arguments: list[str], code: int, words: str
+) -> None:
+    places = {"tmp": tmp_path, "asr": asr_bundle, "aligner": aligner_bundle, "tiny": TINY / "asr"}
+    result = run(*(argument.format(**places) for argument in arguments))
+    assert (result.code, result.out) == (code, "")
+    assert words in result.err
+
+
+def test_align_prints_a_word_a_line(
+    run: Any, aligner_bundle: Path, recordings: dict[str, Recording], tmp_path: Path
+) -> None:
+    wanted = recordings["english"]
+    result = run("align", aligner_bundle, wanted.path, "--text", wanted.text, "--language", "en")
+    rows = [line.split("\t") for line in result.out.splitlines()]
+    assert [row[2] for row in rows] == wanted.text.split()
+    assert all(float(row[0]) <= float(row[1]) for row in rows)
+    (tmp_path / "said.txt").write_text(wanted.text, "utf-8")
+    as_json = run("align", aligner_bundle, wanted.path, "--text-file", tmp_path / "said.txt", "-f", "json")
+    words = [word for segment in json.loads(as_json.out)["segments"] for word in segment["words"]]
+    assert [f"{word['start']:.3f}" for word in words] == [row[0] for row in rows]
+
+
+def test_export_verify_info(run: Any, tmp_path: Path, recordings: dict[str, Recording]) -> None:
+    made = run("export", TINY / "asr", tmp_path / "asr", "--no-verify")
+    assert made.code == 0
+    assert "not verified" in made.out
+    verified = run("verify", tmp_path / "asr", TINY / "asr", "--audio", recordings["german"].path)
+    assert verified.code == 0
+    assert "greedy token ids" in verified.out
+    assert "FAILED" not in verified.out
+    assert "transformers" in run("info", tmp_path / "asr").out
+
+
+def test_ctrl_c_exits_with_130_and_leaves_nothing(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("qwen3asr_export.convert.build_decoder", interrupted)
+    result = run("export", TINY / "asr", tmp_path / "asr")
+    assert (result.code, "interrupted" in result.err) == (cli.INTERRUPTED, True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_explains_every_command(run: Any) -> None:
+    overview = run("--help").out
+    for command in ("export", "verify", "transcribe", "align", "info"):
+        assert command in overview
+        assert len(run(command, "--help").out) > 300
+    assert run("--version").out.startswith("qwen3asr ")
