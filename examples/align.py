@@ -6,11 +6,8 @@ python examples/align.py ALIGNER_BUNDLE AUDIO "What is said in it." > subtitles.
 import sys
 
 import qwen3asr
-from qwen3asr import Transcript
-from qwen3asr.subtitles import segments_of
 
 bundle, audio, text = sys.argv[1:]
 clip = qwen3asr.read_audio(audio)
 words = qwen3asr.load_aligner(bundle).align((clip.samples, 16_000), text)
-segments = segments_of(text, words, clip.duration)
-print(Transcript(text, None, clip.duration, "stop", segments).to_srt(), end="")
+print(qwen3asr.Transcript.from_words(text, words, clip.duration).to_srt(), end="")

@@ -16,7 +16,6 @@ import json
 import math
 import pickle
 import shutil
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +39,8 @@ HERE = Path(__file__).resolve().parent
 SPEC = WindowSpec()
 CLASS_SECONDS = 0.08
 CLASSES = 400
+HEADER = 3
+"""Tokens of "language German<asr_text>"; behind them every word is one token."""
 POOLS = ((1, 3, 6_000), (1, 9, 14_000), (8, 22, 2_500))
 """Utterances made once: (fewest words, most words, how many). About one in twenty has no speech."""
 
@@ -163,14 +164,18 @@ def collate(rows: list[Example], pad: int, aligner: bool, rng: np.random.Generat
         times = np.concatenate([token_times(len(row.frame_labels)) for row in rows])
         batch["token_times"] = torch.from_numpy(times.astype(np.float32))
         batch["ordinals"] = torch.from_numpy(np.concatenate([row.ordinals for row in rows]))
+        batch["edges"] = torch.from_numpy(np.concatenate([_edges(row) for row in rows]))
+        batch["looks_at"] = torch.from_numpy(np.concatenate([1 + _tokens_at(row) for row in rows]))  # 0: audio start
         marks = [np.arange(len(row.align_times)) // 2 + 1 for row in rows]
         batch["mark_ordinals"] = torch.from_numpy(np.concatenate(marks))
     else:
-        labels = np.full((len(rows), longest), -100, np.int64)
+        labels, numbers = np.full((2, len(rows), longest), -100, np.int64)
         for index, row in enumerate(rows):
-            at = len(row.prompt)
-            labels[index, at : at + len(row.target)] = row.target
-        batch["labels"] = torch.from_numpy(labels)
+            part = slice(len(row.prompt), len(row.prompt) + len(row.target))
+            labels[index, part] = row.target
+            numbers[index, part] = np.maximum(0, np.arange(len(row.target)) - HEADER + 1)  # every word is one token
+        batch["labels"], batch["numbers"] = torch.from_numpy(labels), torch.from_numpy(numbers)
+        batch["ordinals"] = torch.from_numpy(np.concatenate([row.ordinals for row in rows]))
     return batch
 
 
@@ -181,7 +186,22 @@ class Heads(nn.Module):
         super().__init__()
         self.word = nn.Linear(128, len(LABELS))
         self.clock = nn.Linear(128, CLASSES)
-        self.ordinal = nn.Linear(128, 1 + max(high for _, high, _ in POOLS))
+        self.edge = nn.Linear(128, 3)
+        self.ordinal = nn.Linear(128, 2 + max(high for _, high, _ in POOLS))
+
+
+def _tokens_at(row: Example) -> np.ndarray:
+    """The audio token in which each start and end of a word falls."""
+    begins = token_times(len(row.frame_labels))
+    return np.maximum(0, np.searchsorted(begins, row.align_times, side="right") - 1)
+
+
+def _edges(row: Example) -> np.ndarray:
+    """For each audio token: 1 where a word starts, 2 where one ends, else 0."""
+    edges = np.zeros(len(row.frame_labels), np.int64)
+    for position, token in enumerate(_tokens_at(row)):
+        edges[token] = 1 + position % 2
+    return edges
 
 
 def losses(
@@ -189,10 +209,11 @@ def losses(
 ) -> tuple[Tensor, Tensor]:
     """(task loss, auxiliary loss) of a batch; ``hear``: the audio encoder learns too.
 
-    The auxiliary loss names the word under each audio token at the encoder's end. The aligner must also count:
-    absolute times and the how-manieth word are spelt out nowhere in its input. So it is asked for the time of
-    each audio token after its first layer, and after the second for the number of the word that each audio
-    token and each mark belongs to; the later layers then only have to look up and copy.
+    The auxiliary losses ask for what the answer is made of, early. At the encoder's end: which word lies under
+    each audio token, and for the aligner whether it begins or ends there. After the decoder's second layer: the
+    number of the word that each audio token belongs to, and that each text position is to write or to date. Of
+    the aligner, which must say absolute times that its input spells out nowhere: the time of each audio token
+    after the first layer; and two heads of its last layer are told to look where the boundary is.
     """
     core, pad = model.model, model.config.audio_token_id
     with torch.set_grad_enabled(hear):
@@ -201,16 +222,24 @@ def losses(
     embeds = core.get_input_embeddings()(batch["ids"])
     pads = batch["ids"] == pad
     embeds = embeds.masked_scatter(pads.unsqueeze(-1).expand_as(embeds), audio)
-    out = core.language_model(inputs_embeds=embeds, use_cache=False, output_hidden_states=aligner)
+    more = {"output_hidden_states": True, "output_attentions": aligner}
+    out = core.language_model(inputs_embeds=embeds, use_cache=False, **more)
+    second = out.hidden_states[2]
     if not aligner:
         wanted = batch["labels"][:, 1:]
         keep = wanted != -100
-        return nn.functional.cross_entropy(model.lm_head(out.last_hidden_state[:, :-1][keep]), wanted[keep]), extra
+        numbers, text = torch.cat([batch["ordinals"], batch["numbers"][:, 1:][keep]]), second[:, :-1][keep]
+        count = nn.functional.cross_entropy(heads.ordinal(torch.cat([second[pads], text])), numbers)
+        logits = model.lm_head(out.last_hidden_state[:, :-1][keep])
+        return nn.functional.cross_entropy(logits, wanted[keep]), extra + count
     marks = batch["ids"] == model.config.timestamp_token_id
     clock = _time_loss(heads.clock(out.hidden_states[1][pads]), batch["token_times"])
-    numbers = torch.cat([out.hidden_states[2][pads], out.hidden_states[2][marks]])
-    count = nn.functional.cross_entropy(heads.ordinal(numbers), torch.cat([batch["ordinals"], batch["mark_ordinals"]]))
-    return _time_loss(model.score(out.last_hidden_state[marks]), batch["times"]), extra + clock + count
+    numbers = torch.cat([batch["ordinals"], batch["mark_ordinals"]])
+    count = nn.functional.cross_entropy(heads.ordinal(torch.cat([second[pads], second[marks]])), numbers)
+    edge = nn.functional.cross_entropy(heads.edge(audio), batch["edges"], torch.tensor([1.0, 4.0, 4.0]))
+    looks = out.attentions[-1][:, :2].mean(dim=1)[marks].gather(1, batch["looks_at"][:, None])
+    extra = extra + clock + count + edge - looks.clamp(min=1e-6).log().mean()
+    return _time_loss(model.score(out.last_hidden_state[marks]), batch["times"]), extra
 
 
 def _time_loss(logits: Tensor, seconds: Tensor) -> Tensor:
@@ -229,6 +258,8 @@ def train(kind: str, rounds: list[int], pools: list[list[Example]], tokenizer: T
     torch.manual_seed(5)
     cls = Qwen3ASRForTokenClassification if aligner else Qwen3ASRForConditionalGeneration
     model, heads = cls(config(tokenizer, aligner)), Heads()
+    if aligner:
+        model.set_attn_implementation("eager")  # the only one that shows where it looks
     if aligner:  # start from the recogniser after its first round
         start = torch.load(work / "asr-start.pt")
         model.load_state_dict({k: v for k, v in start["model"].items() if k != "lm_head.weight"}, strict=False)
@@ -305,7 +336,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE, help="where asr/, aligner/ and scores.json go")
     parser.add_argument("--asr-steps", type=int, nargs="+", default=[5000, 7000], help="steps of each round")
     parser.add_argument(
-        "--aligner-steps", type=int, nargs="+", default=[4000, 2000], help="likewise; the first without its encoder"
+        "--aligner-steps", type=int, nargs="+", default=[2000, 4000], help="likewise; the first without its encoder"
     )
     parser.add_argument("--takes", type=int, default=3, help="clips of each word and voice")
     parser.add_argument("--scale", type=float, default=1.0, help="share of the training utterances to make")
@@ -314,7 +345,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     tokenizer = build()
     if set(args.parts) & {"asr", "aligner"}:
-        pools = make_pools(tokenizer, args.takes, args.scale, args.work / "pools.pickle")
+        pools = make_pools(tokenizer, args.takes, args.scale, args.work / f"pools-{args.takes}-{args.scale:g}.pickle")
     if "asr" in args.parts:
         write(train("asr", args.asr_steps, pools, tokenizer, args.work), tokenizer, args.out / "asr", aligner=False)
     if "aligner" in args.parts:
@@ -323,7 +354,8 @@ def main() -> None:
     if "score" not in args.parts:
         return
     scores = score(args.out, tokenizer, Lexicon(HELD_OUT, 2, seed=11))
-    settings = {"command": " ".join(["python", "examples/tiny/train.py", *sys.argv[1:]]), "seeds": [1, 2, 3, 4, 5]}
+    settings = {"command": "python examples/tiny/train.py", "seeds": [1, 2, 3, 4, 5]}
+    settings |= {"asr_steps": args.asr_steps, "aligner_steps": args.aligner_steps}
     settings |= {"torch": torch.__version__, "languages": list(WORDS), "held_out_voices": HELD_OUT}
     (args.out / "scores.json").write_text(json.dumps(settings | scores, indent=2) + "\n")
     print(json.dumps(scores, indent=2))

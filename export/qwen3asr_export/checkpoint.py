@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,11 @@ from qwen3asr.spec import ModelSpec
 CARRIED = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
            "preprocessor_config.json", "processor_config.json")  # fmt: skip
 """Small files that a bundle takes over from the checkpoint as they are, where they exist."""
+
+
+_HEAD, _EMBEDDING = "lm_head.weight", "model.language_model.embed_tokens.weight"
+_FEATURES = {"feature_size": 128, "sampling_rate": 16_000, "hop_length": 160, "n_fft": 400, "min_length": 8_000}
+"""Front end that the runtime computes; a checkpoint that was trained on another one is refused."""
 
 
 class Tensors:
@@ -69,6 +75,7 @@ class Checkpoint:
                 "use the -hf repository of the same model"
             )
         self.spec = ModelSpec.from_config(self.config)
+        self._check_features()
         if not (folder / "tokenizer.json").is_file():
             raise CheckpointInvalid(f"tokenizer.json is not in {folder}; download the checkpoint again, whole")
         try:
@@ -94,6 +101,16 @@ class Checkpoint:
             raise CheckpointInvalid(f"{path} does not hold a JSON object; download it again")
         return content
 
+    def _check_features(self) -> None:
+        """The audio front end's settings, in whichever file the checkpoint keeps them."""
+        for name in ("preprocessor_config.json", "processor_config.json"):
+            settings = self._json(name) if (self.folder / name).is_file() else {}
+            settings = settings.get("feature_extractor", settings)
+            wrong = [key for key, value in _FEATURES.items() if settings.get(key, value) != value]
+            if wrong:
+                named = ", ".join(f"{key} {settings[key]} where {_FEATURES[key]} is known" for key in wrong)
+                raise CheckpointInvalid(f"{name} in {self.folder} asks for another audio front end: {named}")
+
     def _weight_files(self) -> dict[str, Path]:
         if (self.folder / "model.safetensors.index.json").is_file():
             index = self._json("model.safetensors.index.json")["weight_map"]
@@ -112,7 +129,7 @@ class Checkpoint:
         expected = expected_tensors(self.spec)
         names = self.tensors.names
         missing, unexpected = sorted(expected.keys() - names), sorted(names - expected.keys())
-        if self.spec.tied and unexpected == ["lm_head.weight"]:
+        if self.spec.tied and unexpected == [_HEAD] and np.array_equal(self.tensors[_HEAD], self.tensors[_EMBEDDING]):
             unexpected = []  # a duplicate of the embedding, as the original repositories ship it
         shapes = {name: self.tensors.shape(name) for name in expected.keys() & names}
         misshaped = sorted(f"{name} {shape}" for name, shape in shapes.items() if shape != expected[name])
@@ -169,9 +186,6 @@ def expected_tensors(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def parameter_bytes(spec: ModelSpec, bytes_each: int = 4) -> int:
-    """Bytes of all weights at the given width, each stored once."""
-    total = 0
-    for shape in expected_tensors(spec).values():
-        total += int(np.prod(shape)) * bytes_each
-    return total
+def parameter_bytes(spec: ModelSpec) -> int:
+    """Bytes of all weights in float32, each stored once."""
+    return sum(4 * math.prod(shape) for shape in expected_tensors(spec).values())

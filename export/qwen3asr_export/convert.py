@@ -11,13 +11,13 @@ import onnx
 import torch
 import transformers
 
-from qwen3asr.bundle import Bundle, Manifest, amend_manifest, new_bundle, open_bundle, sha256
+from qwen3asr.bundle import COMPONENTS, Bundle, Manifest, new_bundle, open_bundle, sha256
 from qwen3asr.errors import RequestInvalid
 from qwen3asr_export.checkpoint import CARRIED, Checkpoint, parameter_bytes
 from qwen3asr_export.decoder import POSITIONS, OrtDialect, build_decoder
 from qwen3asr_export.encoder import build_encoder
 from qwen3asr_export.graph import OPSET, WeightFile
-from qwen3asr_export.verify import verify
+from qwen3asr_export.verification import verify
 
 Progress: TypeAlias = Callable[[str, int, int], None]
 """Called with the stage (``weights``, ``verify``), what is done and what there is to do."""
@@ -61,9 +61,7 @@ def export(
                 shutil.copyfile(source.folder / name, folder / name)
         write_manifest(_manifest(source, precision))
         if check:
-            bundle = open_bundle(folder)
-            measured = verify(bundle, source, progress=lambda done, total: progress("verify", done, total))
-            amend_manifest(bundle, measured.to_dict())
+            verify(open_bundle(folder), source, progress=lambda done, total: progress("verify", done, total))
     return open_bundle(target)
 
 
@@ -92,7 +90,7 @@ def _manifest(source: Checkpoint, precision: str) -> Manifest:
         precision=precision,
         dialect=OrtDialect.name,
         opset=OPSET,
-        components={name: f"onnx/{name}.onnx" for name in ("encoder", "decoder")},
+        components={name: f"onnx/{name}.onnx" for name in COMPONENTS},
         limits={"positions": min(source.spec.max_positions, POSITIONS)},
         source={
             "name": source.folder.resolve().name,

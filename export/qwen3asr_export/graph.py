@@ -23,7 +23,7 @@ CONTRIB = "com.microsoft"
 PRODUCER = "qwen3asr"
 _ALIGN = 4096  # page-aligned tensors can be memory-mapped by ONNX Runtime
 
-FLOAT, INT64, INT32, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL
+FLOAT, INT64, INT32 = TensorProto.FLOAT, TensorProto.INT64, TensorProto.INT32
 
 
 class WeightFile:

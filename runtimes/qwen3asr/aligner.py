@@ -101,5 +101,5 @@ class Aligner:
         prompt, marks = self._prompts.alignment(audio, [unit.text for unit in units])
         if len(prompt.ids) > self._decoder.capacity:
             duration = len(samples) / SAMPLE_RATE
-            raise AudioTooLong(duration, duration * self._decoder.capacity / len(prompt.ids), "KV cache")
+            raise AudioTooLong(duration, duration * self._decoder.capacity / len(prompt.ids), "forced aligner")
         return np.asarray(self._decoder.prefill(prompt, marks, slot=0).tokens[0])

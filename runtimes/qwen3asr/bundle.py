@@ -31,7 +31,8 @@ from qwen3asr.spec import Kind, ModelSpec
 
 FORMAT = 1
 MANIFEST = "bundle.json"
-_ALWAYS_HASHED = 1 << 20  # smaller files are hashed at every load: a swapped graph or tokenizer is found at once
+COMPONENTS = ("encoder", "decoder")
+_ALWAYS_HASHED = 32 << 20  # smaller files are hashed at every load: a swapped graph or tokenizer is found at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ class Manifest:
         opset: ONNX opset of the graphs.
         components: name of each graph to its file.
         limits: ``positions``, the longest sequence that the decoder's tables allow.
-        source: checkpoint name, its weights' SHA-256, and the library that reads it as reference.
+        source: checkpoint name, its weights' SHA-256, and the versions that exported it.
         verified: what ``verify`` measured, or ``None``.
     """
 
@@ -136,11 +137,12 @@ def _parse_manifest(folder: Path, content: dict[str, Any]) -> tuple[Manifest, di
     names = Manifest.__dataclass_fields__
     try:
         manifest = Manifest(**{name: content[name] for name in names})
-        files = dict(content["files"])
-        for entry in files.values():
-            entry["size"], entry["sha256"]
-    except (KeyError, TypeError) as error:
-        raise BundleInvalid(f"{MANIFEST} in {folder} lacks {error}; run `qwen3asr export` again") from error
+        files = {
+            str(name): {"size": int(e["size"]), "sha256": str(e["sha256"])} for name, e in content["files"].items()
+        }
+        int(manifest.limits["positions"]), [manifest.components[name] for name in COMPONENTS]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BundleInvalid(f"{MANIFEST} in {folder} is damaged ({error!r}); run `qwen3asr export` again") from error
     if manifest.kind not in ("asr", "aligner"):
         raise BundleInvalid(
             f"{MANIFEST} in {folder} has the unknown kind {manifest.kind!r}; run `qwen3asr export` again"
@@ -183,15 +185,14 @@ def new_bundle(
     Args:
         target: where the bundle goes.
         needed: bytes that will be written; checked against the free space first.
-        replace: an existing target is replaced, once the new one is whole.
+        replace: an existing bundle is replaced, once the new one is whole.
 
     Raises:
-        TargetExists: the target exists and is not to be replaced.
+        TargetExists: the target exists and is not to be replaced, or is no bundle.
         DiskFull: too little room, at the start or on the way.
     """
     target = target.absolute()
-    if target.exists() and not replace:
-        raise TargetExists(target)
+    _check_target(target, replace)
     target.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(target.parent).free
     if free < needed:
@@ -204,7 +205,7 @@ def new_bundle(
     try:
         folder.chmod(0o755)
         yield folder, lambda manifest: _write_manifest(folder, manifest)
-        _put_in_place(folder, target)
+        _put_in_place(folder, target, replace)
     except OSError as error:
         if error.errno == errno.ENOSPC and not isinstance(error, DiskFull):
             raise DiskFull(errno.ENOSPC, f"the disk of {target.parent} is full; free {needed / 1e6:.0f} MB") from error
@@ -235,16 +236,24 @@ def _replace_text(path: Path, text: str) -> None:
     draft.replace(path)
 
 
-def _put_in_place(folder: Path, target: Path) -> None:
+def _check_target(target: Path, replace: bool) -> None:
+    if not target.exists():
+        return
+    is_bundle = (target / MANIFEST).is_file()
+    if not replace or not is_bundle:
+        raise TargetExists(target, is_bundle)
+
+
+def _put_in_place(folder: Path, target: Path, replace: bool) -> None:
+    _check_target(target, replace)  # it may have appeared meanwhile
     if not target.exists():
         folder.rename(target)
         return
     old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old-", dir=target.parent)) / target.name
-    target.rename(old)
     try:
+        target.rename(old)
         folder.rename(target)
-    except OSError:
-        old.rename(target)  # the user's bundle stays
-        raise
-    finally:
+    finally:  # whatever happened in between, Ctrl-C too: there is a bundle at the target
+        if not target.exists():
+            old.rename(target)
         shutil.rmtree(old.parent, ignore_errors=True)

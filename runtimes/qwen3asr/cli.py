@@ -8,22 +8,29 @@ differs from its checkpoint; 130 interrupted.
 from __future__ import annotations
 
 import json
+import logging
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 import qwen3asr
-from qwen3asr.bundle import Bundle, amend_manifest, open_bundle
+from qwen3asr.bundle import Bundle, open_bundle
 from qwen3asr.errors import (
     AlignerMissing,
+    AudioEmpty,
+    AudioFormatInvalid,
+    AudioNotFinite,
+    AudioNotFound,
+    AudioTooLong,
+    AudioUnreadable,
     ContextInvalid,
     ExtraMissing,
     LanguageUnknown,
@@ -32,7 +39,7 @@ from qwen3asr.errors import (
     TargetExists,
     VerificationFailed,
 )
-from qwen3asr.subtitles import segments_of
+from qwen3asr.languages import resolve_for_aligner
 from qwen3asr.transcript import Transcript
 
 if TYPE_CHECKING:
@@ -89,25 +96,23 @@ def transcribe(
         _fail(USAGE, f"several {form} files cannot share the screen; name a folder with --output-dir")
     targets = _targets(audio, output_dir, form)
     recogniser = qwen3asr.load(model, aligner=aligner, threads=threads, capacity=capacity)
+    timestamps: Literal["word"] | None = None if aligner is None else "word"
+    recogniser.check(language=language, context=context, timestamps=timestamps, max_new_tokens=max_new_tokens)
+    if aligner is None and form in (Format.srt, Format.vtt):
+        _warn("without --aligner a file becomes one cue over its whole length")
     failed = 0
     with _bar("transcribing", len(audio)) as advance:
         for name, target in zip(audio, targets, strict=True):
             try:
                 result = recogniser.transcribe(
                     sys.stdin.buffer if name == "-" else name, language=language, context=context,
-                    timestamps="word" if aligner else None, max_new_tokens=max_new_tokens,
+                    timestamps=timestamps, max_new_tokens=max_new_tokens,
                 )  # fmt: skip
-            except (ContextInvalid, RequestInvalid, LanguageUnknown, ExtraMissing):
-                raise  # the same for every file
             except (Qwen3AsrError, OSError) as error:
                 failed += 1
                 _screen.print(f"error: {name}: {error}", style="red", markup=False)
             else:
-                _write(_render(result, form, name if len(audio) > 1 else None), target)
-                if result.finish_reason == "length":
-                    _screen.print(
-                        f"warning: {name}: the text is cut; raise --max-new-tokens", style="yellow", markup=False
-                    )
+                _write(_render(result, form, name if len(audio) > 1 and target is None else None), target)
             advance(1)
     if failed:
         _fail(INPUT_FAILED, f"{failed} of {len(audio)} files failed")
@@ -130,20 +135,17 @@ def align(
     if (text is None) == (text_file is None):
         _fail(USAGE, "give the words with either --text or --text-file")
     try:
-        words_said = text if text is not None else Path(str(text_file)).read_text("utf-8")
+        words_said = text if text is not None else Path(str(text_file)).read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         _fail(USAGE, f"{text_file} cannot be read as text: {error}")
     model = qwen3asr.load_aligner(aligner, threads=threads)
-    try:
-        clip = qwen3asr.read_audio(sys.stdin.buffer if audio == "-" else audio)
-    except (Qwen3AsrError, OSError) as error:
-        _fail(INPUT_FAILED, str(error))
+    clip = qwen3asr.read_audio(sys.stdin.buffer if audio == "-" else audio)
     words = model.align((clip.samples, 16_000), words_said, language=language)
     if form is Format.text:
         print("".join(f"{word.start:.3f}\t{word.end:.3f}\t{word.text}\n" for word in words), end="")
         return
-    segments = segments_of(words_said, words, clip.duration)
-    print(_render(Transcript(words_said, language, clip.duration, "stop", segments), form, None), end="")
+    result = Transcript.from_words(words_said, words, clip.duration, resolve_for_aligner(language))
+    print(_render(result, form, None), end="")
 
 
 @app.command()
@@ -154,9 +156,9 @@ def export(
     check: Annotated[bool, typer.Option("--verify/--no-verify", help="Compare with PyTorch before finishing.")] = True,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing target.")] = False,
 ) -> None:
-    """Turn a checkpoint into an ONNX bundle and verify it against transformers.
+    r"""Turn a checkpoint into an ONNX bundle and verify it against transformers.
 
-    Needs torch: pip install 'qwen3asr[export]'. The target appears when it is whole; Ctrl-C leaves nothing.
+    Needs torch: pip install 'qwen3asr\[export]'. The target appears when it is whole; Ctrl-C leaves nothing.
     """
     _exporter()
     from qwen3asr_export.convert import export as run  # noqa: PLC0415 (needs torch)
@@ -178,7 +180,7 @@ def verify(
     """
     _exporter()
     from qwen3asr_export.checkpoint import Checkpoint  # noqa: PLC0415 (needs torch)
-    from qwen3asr_export.verify import verify as run  # noqa: PLC0415
+    from qwen3asr_export.verification import verify as run  # noqa: PLC0415
 
     opened = open_bundle(bundle, check_hashes=True)
     recordings = {name: qwen3asr.read_audio(name).samples for name in audio or ()}
@@ -191,7 +193,6 @@ def verify(
             done = now
 
         report = run(opened, Checkpoint(checkpoint), recordings=recordings, progress=progress)
-    amend_manifest(opened, report.to_dict())
     print(report.table())
     print(f"equal to {report.reference}")
 
@@ -224,7 +225,9 @@ def _exporter() -> ModuleType:
 
 def _show(bundle: Bundle) -> None:
     manifest, spec = bundle.manifest, bundle.spec
-    checks = manifest.verified["reference"] if manifest.verified else "not verified"
+    verified = "no"
+    if manifest.verified:
+        verified = f"{'passed' if manifest.verified['passed'] else 'FAILED'} against {manifest.verified['reference']}"
     rows = {
         "bundle": bundle.folder,
         "kind": manifest.kind,
@@ -235,7 +238,7 @@ def _show(bundle: Bundle) -> None:
         "decoder": f"{spec.layers} layers, width {spec.hidden}, {spec.classes} output classes",
         "KV cache": f"{2 * spec.layers * spec.kv_heads * spec.head_dim * 4 / 1024:.0f} KiB a token",
         "longest sequence": f"{manifest.limits['positions']} tokens",
-        "verified against": checks,
+        "verified": verified,
     }
     print("\n".join(f"{label:<17} {value}" for label, value in rows.items()))
 
@@ -250,7 +253,10 @@ def _targets(audio: Sequence[str], folder: Path | None, form: Format) -> list[Pa
     plain = stems if len(set(stems)) == len(stems) else names
     if len(set(plain)) < len(plain):
         _fail(USAGE, "two of the files have the same name; give each its own --output-dir")
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        _fail(USAGE, f"--output-dir {folder} cannot be made: {error.strerror}")
     return [folder / f"{stem}.{suffix}" for stem in plain]
 
 
@@ -274,7 +280,8 @@ def _write(text: str, target: Path | None) -> None:
 
 def _progress() -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=_screen, disable=not _screen.is_terminal, transient=True)
+    # redirect_stdout: results go where the caller sends them, not where the bar is drawn
+    return Progress(*columns, console=_screen, disable=not _screen.is_terminal, transient=True, redirect_stdout=False)
 
 
 @contextmanager
@@ -306,14 +313,28 @@ def _stages() -> Iterator[Callable[[str, int, int], None]]:
         yield progress
 
 
+def _warn(message: str) -> None:
+    _screen.print(f"warning: {message}", style="yellow", markup=False)
+
+
+class _Warnings(logging.Handler):
+    """The library's warnings, as the command line shows them."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _warn(record.getMessage())
+
+
 def _fail(code: int, message: str) -> NoReturn:
     _screen.print(f"error: {message}", style="red", markup=False)
     raise typer.Exit(code)
 
 
-def _exit_code(error: Qwen3AsrError) -> int:
+def _exit_code(error: Qwen3AsrError | OSError) -> int:
     if isinstance(error, VerificationFailed):
         return DIFFERS
+    audio = (AudioNotFound, AudioUnreadable, AudioEmpty, AudioNotFinite, AudioFormatInvalid, AudioTooLong)
+    if isinstance(error, audio):
+        return INPUT_FAILED
     usage = (RequestInvalid, ContextInvalid, LanguageUnknown, AlignerMissing, TargetExists)
     return USAGE if isinstance(error, usage) else UNUSABLE
 
@@ -325,9 +346,10 @@ def _terminate(*_: object) -> NoReturn:
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Entry point of the ``qwen3asr`` command; always ends in :class:`SystemExit`."""
     signal.signal(signal.SIGTERM, _terminate)
+    logging.getLogger("qwen3asr").handlers = [_Warnings()]
     try:
         app(args=arguments, prog_name="qwen3asr")
-    except Qwen3AsrError as error:
+    except (Qwen3AsrError, OSError) as error:
         _screen.print(f"error: {error}", style="red", markup=False)
         sys.exit(_exit_code(error))
     except SystemExit as end:

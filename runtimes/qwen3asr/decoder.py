@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from qwen3asr.errors import OutputNotFinite
+from qwen3asr.errors import OutputNotFinite, RequestInvalid
 from qwen3asr.prompt import Prompt
 from qwen3asr.sessions.base import DecoderSession, Embeddings, Ids, Picked
 
 PREFILL_CHUNK = 512
-"""Tokens of one prefill run: bounds the attention's memory; chunks give exactly what one pass gives."""
+"""Tokens of one prefill run: bounds the attention's memory; chunks give what one pass gives (to rounding)."""
 
 _TAKE_ONLY = np.zeros((1, 1), np.int64)
 
@@ -44,8 +44,13 @@ class Decoder:
             ``[1, T]`` answers.
 
         Raises:
+            RequestInvalid: the prompt is longer than a slot.
             OutputNotFinite: the model computed NaN or infinity.
         """
+        if len(prompt.ids) > self.capacity:
+            raise RequestInvalid(
+                f"{len(prompt.ids)} tokens do not fit a KV cache of {self.capacity}; load a larger one"
+            )
         pads = prompt.ids == self._audio_pad
         if int(pads.sum()) != len(prompt.audio):
             raise ValueError(f"the prompt has {int(pads.sum())} audio pads for {len(prompt.audio)} audio rows")

@@ -45,7 +45,7 @@ class AudioNotFinite(Qwen3AsrError, ValueError):
     def __init__(self, name: str, count: int, first: float) -> None:
         super().__init__(
             f"{name} has {count} NaN or infinite samples, the first at {first:.3f} s; "
-            "repair the source, or replace them with numpy.nan_to_num"
+            "repair the source, or silence them with numpy.nan_to_num(samples, posinf=0, neginf=0)"
         )
 
 
@@ -188,8 +188,9 @@ class CheckpointKeysWrong(Qwen3AsrError, ValueError):
 class TargetExists(Qwen3AsrError, FileExistsError):
     """The export target is already there."""
 
-    def __init__(self, target: Path) -> None:
-        super().__init__(f"{target} exists already; choose another folder, or replace it with --force")
+    def __init__(self, target: Path, is_bundle: bool) -> None:
+        cure = "choose another folder, or replace it with --force" if is_bundle else "it is no bundle: choose another"
+        super().__init__(f"{target} exists already; {cure}")
 
 
 class DiskFull(Qwen3AsrError, OSError):

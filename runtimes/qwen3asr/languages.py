@@ -64,7 +64,6 @@ _BY_NAME = {name.casefold(): name for name in LANGUAGES}
 _BY_CODE = {code: name for name, code in LANGUAGES.items()} | {"tl": "Filipino"}  # Tagalog, its former code
 _CANTONESE_SUBTAGS = {"yue", "hk"}
 _LOCALE = re.compile(r"[a-z]{2,3}(-[a-z0-9]{2,8})*")
-_UNSPACED = {"chinese", "cantonese", "japanese", "thai"}
 
 
 def resolve(language: str | None) -> str | None:
@@ -96,18 +95,6 @@ def resolve_for_aligner(language: str | None) -> str | None:
         LanguageUnknown: it names none of the 11 languages, though perhaps one of the recogniser's.
     """
     return _resolve(language, ALIGNER_LANGUAGES, "the forced aligner")
-
-
-def joins_with_space(language: str | None) -> bool:
-    """Whether two stretches of text in this language are joined with a space.
-
-    Args:
-        language: a name in any case; ``None`` and unknown names count as written with spaces.
-
-    Returns:
-        ``False`` for Chinese, Cantonese, Japanese and Thai.
-    """
-    return (language or "").strip().casefold() not in _UNSPACED
 
 
 def _resolve(language: str | None, known: Collection[str], what: str) -> str | None:

@@ -42,12 +42,11 @@ class PromptBuilder:
             ContextInvalid: see :meth:`check_context`.
         """
         self.check_context(context)
-        forced = f"language {language}<asr_text>" if language else ""
-        text = (
-            f"<|im_start|>system\n{context}<|im_end|>\n<|im_start|>user\n{_AUDIO}<|im_end|>\n"
-            f"<|im_start|>assistant\n{forced}"
-        )
-        return self._expand(text, audio)
+        return self._expand(_chat(context, language), audio)
+
+    def length(self, audio_tokens: int, context: str = "", language: str | None = None) -> int:
+        """Tokens of :meth:`transcription` for that many audio rows."""
+        return len(self._tokenizer.encode(_chat(context, language))) - 1 + audio_tokens
 
     def alignment(self, audio: Embeddings, units: Sequence[str]) -> tuple[Prompt, Ids]:
         """Input of the aligner and the positions of its time stamps, two a unit (start, end)."""
@@ -68,3 +67,9 @@ class PromptBuilder:
         ids = np.array(self._tokenizer.encode(text), np.int64)
         repeats = np.where(ids == self._pad, len(audio), 1)
         return Prompt(np.repeat(ids, repeats), audio)
+
+
+def _chat(context: str, language: str | None) -> str:
+    forced = f"language {language}<asr_text>" if language else ""
+    system, user = f"<|im_start|>system\n{context}<|im_end|>\n", f"<|im_start|>user\n{_AUDIO}<|im_end|>\n"
+    return f"{system}{user}<|im_start|>assistant\n{forced}"

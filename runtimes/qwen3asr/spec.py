@@ -1,7 +1,7 @@
 """What config.json says of a model's shape: the one place that reads it, for export and runtime alike.
 
-Class defaults of the public code bases are wrong for the released models, so nothing is defaulted here:
-a key that is not there is an error.
+Class defaults of the public code bases are wrong for the released models, so nothing that shapes a tensor is
+defaulted here: a key that is not there is an error.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class ModelSpec:
 
 
 def _is_aligner(config: Mapping[str, Any]) -> bool:
-    return any("TokenClassification" in name for name in config.get("architectures") or ())
+    return any("TokenClassification" in name for name in _need(config, "architectures"))
 
 
 def _label_count(config: Mapping[str, Any]) -> int:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qwen3asr.subtitles import Cue, cues_of_segments, render_srt, render_vtt
+from qwen3asr.subtitles import Cue, cues_of_segments, render_srt, render_vtt, segments_of
 from qwen3asr.types import FinishReason, Segment, Word
 
 
@@ -20,7 +21,7 @@ class Transcript:
         duration: of the audio in seconds.
         finish_reason: how decoding ended; with ``"length"`` the text is cut.
         segments: the text in parts, in order; their words only where they were aligned.
-        confidence: mean probability of the tokens, 0 to 1; ``None`` if unknown.
+        confidence: geometric mean probability of the text's tokens, 0 to 1; ``None`` if unknown.
     """
 
     text: str
@@ -29,6 +30,18 @@ class Transcript:
     finish_reason: FinishReason
     segments: tuple[Segment, ...] = ()
     confidence: float | None = None
+
+    @classmethod
+    def from_words(cls, text: str, words: Sequence[Word], duration: float, language: str | None = None) -> Transcript:
+        """A known text with the times that an aligner found: the way to its subtitles.
+
+        Args:
+            text: the text that was aligned.
+            words: what :meth:`qwen3asr.Aligner.align` gave for it.
+            duration: of the audio in seconds.
+            language: as the transcript is to report it.
+        """
+        return cls(text, language, duration, "stop", segments_of(text, words, duration))
 
     def __str__(self) -> str:
         """The text."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-FinishReason: TypeAlias = Literal["stop", "length", "loop", "no_speech", "cancelled"]
-"""How decoding ended: the model's own end (``stop``), the token budget (``length``: the text is cut), a
-repetition that was broken off (``loop``), no speech heard (``no_speech``), or the caller (``cancelled``)."""
+FinishReason: TypeAlias = Literal["stop", "length", "no_speech"]
+"""How decoding ended: the model's own end (``stop``), the token budget (``length``: the text is cut), or no speech
+heard (``no_speech``)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+from importlib.util import find_spec
 from itertools import pairwise
 from typing import TypeAlias
 
@@ -77,6 +78,21 @@ def split_words(text: str, language: str | None = None) -> list[Unit]:
             return _locate(text, _korean(text.strip()))
         case _:
             return list(_spaced(text))
+
+
+def check_splitter(language: str | None) -> None:
+    """Raise :class:`ExtraMissing` if text of that language could not be split here; cheap, nothing is loaded."""
+    name = (language or "").lower()
+    for wanted, module, extra in (("japanese", "nagisa", "ja"), ("korean", "soynlp", "ko")):
+        if name == wanted and not _installed(module):
+            raise ExtraMissing(f"aligning {wanted.capitalize()}", module, extra)
+
+
+def _installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ValueError:  # sys.modules holds None for it
+        return False
 
 
 def _spaced(text: str) -> Iterator[Unit]:

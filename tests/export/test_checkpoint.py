@@ -59,6 +59,18 @@ def test_a_duplicate_head_is_no_mistake(copy: Path) -> None:
     assert Checkpoint(copy).spec.tied
 
 
+def test_a_second_head_that_differs_is_not_dropped_silently(copy: Path) -> None:
+    _rewrite(copy, lambda tensors: tensors.update({"lm_head.weight": torch.ones(539, 128)}))
+    _refused(copy, CheckpointKeysWrong, r"1 unexpected: lm_head\.weight")
+
+
+def test_another_audio_front_end_is_refused(copy: Path) -> None:
+    settings = json.loads((copy / "processor_config.json").read_text("utf-8"))
+    settings["feature_extractor"]["feature_size"] = 80
+    (copy / "processor_config.json").write_text(json.dumps(settings))
+    _refused(copy, CheckpointInvalid, "feature_size 80 where 128")
+
+
 def test_shards_are_read_as_one(copy: Path, tmp_path: Path) -> None:
     tensors = load_file(copy / "model.safetensors")
     names = sorted(tensors)
@@ -101,6 +113,7 @@ def _edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     ("change", "key"),
     [
         (lambda c: c.update(model_type="qwen2_audio"), "model_type"),
+        (lambda c: c.pop("architectures"), "architectures"),
         (lambda c: c["text_config"].pop("head_dim"), "text_config.head_dim"),
         (lambda c: c["text_config"].update(rope_parameters={"rope_type": "default"}), "rope_theta"),
         (lambda c: c["text_config"].update(rope_parameters={"rope_type": "yarn", "rope_theta": 1e6}), "rope_type"),

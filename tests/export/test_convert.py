@@ -65,6 +65,7 @@ def test_an_unknown_precision_and_an_existing_target_are_refused(tmp_path: Path)
     (tmp_path / "out").mkdir()
     with pytest.raises(TargetExists):
         export(TINY / "asr", tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_a_disk_that_fills_up_on_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,10 +14,11 @@ from qwen3asr.bundle import MANIFEST, open_bundle
 from qwen3asr.errors import VerificationFailed
 from qwen3asr_export import export, verify
 from qwen3asr_export.checkpoint import Checkpoint
-from qwen3asr_export.verify import CLIP_SECONDS, synthetic
+from qwen3asr_export.verification import CLIP_SECONDS, synthetic
 
 ASR_CHECKS = {
-    "mel", "encoder embeddings", "decoder logits", "greedy token ids", "encoder: batch against single",
+    "mel", "encoder embeddings", "decoder logits",
+    "log probabilities", "greedy token ids", "encoder: batch against single",
     "decoder: batch against single",
 }  # fmt: skip
 

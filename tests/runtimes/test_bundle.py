@@ -118,11 +118,31 @@ def test_a_newer_format_asks_for_an_upgrade(copy: Path) -> None:
         lambda content: content.update(kind="tts"),
         lambda content: content["files"].pop("onnx/encoder.onnx"),
         lambda content: content["files"].update({"config.json": {"size": 1}}),
+        lambda content: content.update(files=["a"]),
+        lambda content: content.update(components=None),
+        lambda content: content["components"].pop("decoder"),
+        lambda content: content.update(limits={}),
     ],
 )
 def test_a_manifest_that_makes_no_sense(copy: Path, change: Callable[[dict[str, Any]], object]) -> None:
     _edit(copy, change)
     with pytest.raises(BundleInvalid, match="export"):
+        qwen3asr.load(copy)
+
+
+def test_a_tokenizer_of_another_model_is_noticed(copy: Path) -> None:
+    _edit(copy, lambda config: config.update(timestamp_token_id=3), "config.json")
+    _edit(copy, lambda content: content["files"].pop("config.json"))
+    with pytest.raises(BundleInvalid, match="different models"):
+        qwen3asr.load(copy)
+
+
+def test_a_graph_that_onnx_runtime_cannot_load(copy: Path) -> None:
+    (copy / "onnx/encoder.onnx").write_bytes(b"no graph")
+    _edit(copy, lambda content: content["files"].pop("onnx/encoder.onnx.data"))
+    entry = {"size": 8, "sha256": bundles.sha256(copy / "onnx/encoder.onnx")}
+    _edit(copy, lambda content: content["files"].update({"onnx/encoder.onnx": entry}))
+    with pytest.raises(BundleInvalid, match=r"cannot load encoder\.onnx"):
         qwen3asr.load(copy)
 
 
@@ -178,13 +198,52 @@ def test_a_config_without_a_needed_key_names_it(asr_bundle: Path, key: str) -> N
 # --- writing -----------------------------------------------------------------------------------------------------
 
 
-def test_an_existing_target_is_refused_and_kept(tmp_path: Path) -> None:
-    target = tmp_path / "there"
+def _old_bundle(target: Path) -> Path:
     target.mkdir()
-    (target / "mine").write_text("x")
+    (target / MANIFEST).write_text("{}")
+    (target / "old").write_text("kept")
+    return target
+
+
+def test_an_existing_target_is_refused_and_kept(tmp_path: Path) -> None:
+    target = _old_bundle(tmp_path / "there")
     with pytest.raises(TargetExists, match="--force"), new_bundle(target, 0):
         pass
-    assert (target / "mine").read_text() == "x"
+    assert (target / "old").read_text() == "kept"
+
+
+def test_only_a_bundle_is_ever_replaced(tmp_path: Path) -> None:
+    """--force on a mistyped target once would have removed the checkpoint, or a home directory."""
+    (tmp_path / "mine").write_text("precious")
+    with pytest.raises(TargetExists, match="no bundle"), new_bundle(tmp_path, 0, replace=True):
+        pytest.fail("the block must not run")
+    assert (tmp_path / "mine").read_text() == "precious"
+
+
+def test_a_target_that_appears_during_the_export_is_kept(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    with pytest.raises(TargetExists), new_bundle(target, 0):
+        _old_bundle(target)
+    assert (target / "old").read_text() == "kept"
+
+
+@pytest.mark.parametrize("nth", [1, 2])
+def test_ctrl_c_within_the_swap_keeps_one_whole_bundle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nth: int
+) -> None:
+    target, calls, rename = _old_bundle(tmp_path / "out"), [], Path.rename
+
+    def interrupted(self: Path, to: Path) -> Path:
+        calls.append(self)
+        if len(calls) == nth:
+            raise KeyboardInterrupt
+        return rename(self, to)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt), new_bundle(target, 0, replace=True) as (folder, _):
+        (folder / "new").write_text("here")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (target / "old").read_text() == "kept"
 
 
 def test_too_little_disk_is_said_before_anything_is_written(tmp_path: Path) -> None:
@@ -208,8 +267,7 @@ def test_a_failure_on_the_way_leaves_nothing_and_keeps_the_old(
 ) -> None:
     target = tmp_path / "out"
     if replace:
-        target.mkdir()
-        (target / "old").write_text("kept")
+        _old_bundle(target)
     with pytest.raises(seen), new_bundle(target, 10, replace=replace) as (folder, _):
         (folder / "half").write_text("written")
         raise raised
@@ -218,9 +276,7 @@ def test_a_failure_on_the_way_leaves_nothing_and_keeps_the_old(
 
 
 def test_replacing_swaps_the_whole_folder(tmp_path: Path) -> None:
-    target = tmp_path / "out"
-    target.mkdir()
-    (target / "old").write_text("gone")
+    target = _old_bundle(tmp_path / "out")
     with new_bundle(target, 10, replace=True) as (folder, _):
         (folder / "new").write_text("here")
     assert [path.name for path in target.iterdir()] == ["new"]

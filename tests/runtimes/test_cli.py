@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -97,9 +100,40 @@ def test_output_dir_gets_one_file_each_even_for_equal_stems(
     for copy in copies:
         shutil.copyfile(recordings["german-short"].path, copy)
     assert run("transcribe", asr_bundle, *copies, "--output-dir", tmp_path / "out").code == 0
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.flac.txt", "a.wav.txt"]
+    written = {path.name: path.read_text("utf-8") for path in (tmp_path / "out").iterdir()}
+    assert written == dict.fromkeys(["a.flac.txt", "a.wav.txt"], recordings["german-short"].text + "\n")
     twice = run("transcribe", asr_bundle, copies[0], copies[0], "--output-dir", tmp_path / "out")
     assert (twice.code, "same name" in twice.err) == (cli.USAGE, True)
+
+
+def test_json_files_are_the_same_for_one_and_for_many(
+    run: Any, asr_bundle: Path, recordings: dict[str, Recording], tmp_path: Path
+) -> None:
+    paths = [recordings[name].path for name in ("english", "spanish")]
+    run("transcribe", asr_bundle, *paths, "-f", "json", "--output-dir", tmp_path / "many")
+    run("transcribe", asr_bundle, paths[0], "-f", "json", "--output-dir", tmp_path / "one")
+    assert (tmp_path / "many/english.json").read_text() == (tmp_path / "one/english.json").read_text()
+
+
+def test_a_cut_text_and_subtitles_without_word_times_are_said(
+    run: Any, asr_bundle: Path, recordings: dict[str, Recording]
+) -> None:
+    result = run("transcribe", asr_bundle, recordings["english-long"].path, "-f", "srt", "--max-new-tokens", 6)
+    assert result.code == 0
+    assert "without --aligner" in result.err
+    assert "cut after 6 tokens; raise max_new_tokens" in result.err
+
+
+def test_results_go_to_the_pipe_even_when_progress_is_drawn(asr_bundle: Path, recordings: dict[str, Recording]) -> None:
+    """Rich's progress bar once took standard output along to the terminal: the pipe stayed empty."""
+    import pty
+
+    terminal, screen = pty.openpty()
+    command = [sys.executable, "-m", "qwen3asr.cli", "transcribe", str(asr_bundle), str(recordings["spanish"].path)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=screen, text=True, check=True)
+    os.close(screen)
+    os.close(terminal)
+    assert done.stdout == recordings["spanish"].text + "\n"
 
 
 def test_several_subtitle_files_need_a_folder(run: Any, asr_bundle: Path, recordings: dict[str, Recording]) -> None:
@@ -121,6 +155,11 @@ def test_several_subtitle_files_need_a_folder(run: Any, asr_bundle: Path, record
         (["export", "{tiny}", "{asr}"], cli.USAGE, "--force"),
         (["export", "{tiny}", "{tmp}/out", "--precision", "int1"], cli.USAGE, "not offered"),
         (["info", "{tmp}"], cli.UNUSABLE, "has no bundle.json"),
+        (["export", "{tiny}", "{tiny}", "--force"], cli.USAGE, "no bundle"),
+        (["verify", "{asr}", "{tiny}/../aligner"], cli.USAGE, "was not exported from"),
+        (["verify", "{asr}", "{tiny}", "--audio", "x.wav"], cli.INPUT_FAILED, "no audio file"),
+        (["transcribe", "{asr}", "x.wav", "--output-dir", "{asr}/config.json"], cli.USAGE, "cannot be made"),
+        (["export", "{tiny}", "/proc/nothing/out"], cli.UNUSABLE, "/proc"),
         (["nonsense"], cli.USAGE, "nonsense"),
     ],
 )
@@ -150,12 +189,22 @@ def test_align_prints_a_word_a_line(
 def test_export_verify_info(run: Any, tmp_path: Path, recordings: dict[str, Recording]) -> None:
     made = run("export", TINY / "asr", tmp_path / "asr", "--no-verify")
     assert made.code == 0
-    assert "not verified" in made.out
+    assert made.out.splitlines()[-1].split() == ["verified", "no"]
     verified = run("verify", tmp_path / "asr", TINY / "asr", "--audio", recordings["german"].path)
     assert verified.code == 0
     assert "greedy token ids" in verified.out
     assert "FAILED" not in verified.out
-    assert "transformers" in run("info", tmp_path / "asr").out
+    assert "passed against transformers" in run("info", tmp_path / "asr").out
+
+
+def test_a_bundle_that_failed_says_so_ever_after(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The old verdict once stayed in bundle.json when a later verification failed."""
+    run("export", TINY / "asr", tmp_path / "asr", "--no-verify")
+    monkeypatch.setattr("qwen3asr_export.verification.CLIP_SECONDS", (0.5,))
+    monkeypatch.setattr("qwen3asr_export.verification.MEL_BOUND", -1.0)
+    failed = run("verify", tmp_path / "asr", TINY / "asr")
+    assert (failed.code, "FAILED at" in failed.err) == (cli.DIFFERS, True)
+    assert "FAILED against transformers" in run("info", tmp_path / "asr").out
 
 
 def test_ctrl_c_exits_with_130_and_leaves_nothing(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,4 +222,5 @@ def test_help_explains_every_command(run: Any) -> None:
     for command in ("export", "verify", "transcribe", "align", "info"):
         assert command in overview
         assert len(run(command, "--help").out) > 300
+    assert "qwen3asr[export]" in run("export", "--help").out
     assert run("--version").out.startswith("qwen3asr ")

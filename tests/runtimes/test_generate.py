@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.scripted import ScriptedDecoder
 
 from qwen3asr.decoder import PREFILL_CHUNK, Decoder
-from qwen3asr.errors import OutputNotFinite
+from qwen3asr.errors import OutputNotFinite, RequestInvalid
 from qwen3asr.generate import generate
 from qwen3asr.prompt import Prompt
 from qwen3asr.sessions.base import Embeddings, Ids, Picked
@@ -66,6 +66,13 @@ def test_long_prompts_go_in_chunks_and_every_taken_position_is_answered_once(
     assert [token for call in session.calls for token in call[0]] == ids
     assert [position + past for _, taken, past in session.calls for position in taken] == take
     assert all(len(call[0]) <= PREFILL_CHUNK for call in session.calls)
+
+
+def test_a_prompt_longer_than_a_slot_is_refused_before_the_model_runs() -> None:
+    session = ScriptedDecoder([1], capacity=3)
+    with pytest.raises(RequestInvalid, match="4 tokens do not fit"):
+        _decoder(session).prefill(_prompt(1, 2, 3, 4), np.array([3]), 0)
+    assert session.calls == []
 
 
 def test_audio_rows_that_do_not_match_the_pads_are_refused_before_the_model_runs() -> None:

@@ -6,7 +6,7 @@ import pytest
 from transformers.models.qwen3_asr import processing_qwen3_asr as reference
 
 from qwen3asr.errors import LanguageUnknown, Qwen3AsrError
-from qwen3asr.languages import ALIGNER_LANGUAGES, LANGUAGES, joins_with_space, resolve, resolve_for_aligner
+from qwen3asr.languages import ALIGNER_LANGUAGES, LANGUAGES, resolve, resolve_for_aligner
 
 # fmt: off
 MODEL_CARD = [
@@ -103,10 +103,3 @@ def test_the_aligner_does_not_advise_languages_that_it_lacks() -> None:
     with pytest.raises(LanguageUnknown) as caught:
         resolve_for_aligner("Klingon")
     assert "Arabic" not in str(caught.value)
-
-
-def test_only_scripts_without_spaces_are_joined_without_one() -> None:
-    assert {name for name in LANGUAGES if not joins_with_space(name)} == {"Chinese", "Cantonese", "Japanese", "Thai"}
-    assert not joins_with_space("japanese")
-    assert joins_with_space(None)
-    assert joins_with_space("Klingon")

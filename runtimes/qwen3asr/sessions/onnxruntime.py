@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
+from qwen3asr.errors import BundleInvalid
 from qwen3asr.features import Mel
 from qwen3asr.sessions.base import Embeddings, Ids, Picked
 from qwen3asr.spec import ModelSpec
@@ -22,7 +23,11 @@ def _session(graph: Path | bytes, threads: int, weights: Path | None = None) -> 
     options.log_severity_level = 3
     if weights is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights))
-    return onnxruntime.InferenceSession(graph if isinstance(graph, bytes) else str(graph), options, _PROVIDERS)
+    try:
+        return onnxruntime.InferenceSession(graph if isinstance(graph, bytes) else str(graph), options, _PROVIDERS)
+    except Exception as error:  # ONNX Runtime's own classes have no common base but this
+        name = "the graph" if isinstance(graph, bytes) else graph.name
+        raise BundleInvalid(f"ONNX Runtime cannot load {name}: {error}") from error
 
 
 class OrtEncoder:

@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from qwen3asr.bundle import Bundle
+from qwen3asr.bundle import Bundle, amend_manifest, sha256
 from qwen3asr.decoder import Decoder
 from qwen3asr.encoder import Encoder
-from qwen3asr.errors import VerificationFailed
+from qwen3asr.errors import RequestInvalid, VerificationFailed
 from qwen3asr.features import SAMPLE_RATE, Mel, Samples, log_mel
 from qwen3asr.generate import generate
 from qwen3asr.prompt import Prompt, PromptBuilder
@@ -29,6 +29,7 @@ CLIP_SECONDS = (0.3, 0.5, 1.0, 1.01, 3.0, 7.99, 8.0, 8.01, 16.0, 23.7, 60.0)
 """Around the lengths where things change: half a second, whole seconds (chunks), 8 s (windows)."""
 MEL_BOUND = 1e-4
 RELATIVE_BOUND = 2e-4
+LOGPROB_BOUND = 1e-3
 _FORCED = 48  # text tokens of the forced sequence
 _GREEDY = 24  # tokens decoded freely
 _UNITS = 12  # words given to the aligner
@@ -104,9 +105,17 @@ def verify(
         recordings: more clips by name, float32 at 16 kHz.
         progress: told how many clips are done.
 
+    The figures are recorded in the bundle, good or bad.
+
     Raises:
+        RequestInvalid: the bundle was made from another checkpoint.
         VerificationFailed: some figure is past its bound; the message holds the whole table.
     """
+    if bundle.spec != checkpoint.spec or bundle.manifest.source["weights_sha256"] != sha256(*checkpoint.weight_paths):
+        raise RequestInvalid(
+            f"{bundle.folder} was not exported from {checkpoint.folder}, but from a checkpoint called "
+            f"{bundle.manifest.source['name']} with other weights; give that one"
+        )
     clips = {f"{length:g} s": synthetic(length) for length in seconds} | (recordings or {})
     judge = _AlignerJudge(bundle, checkpoint) if bundle.manifest.kind == "aligner" else _AsrJudge(bundle, checkpoint)
     for done, (name, samples) in enumerate(clips.items()):
@@ -115,6 +124,7 @@ def verify(
     judge.batch(list(clips.values()))
     progress(len(clips) + 1, len(clips) + 1)
     report = Report(judge.reference.name, judge.checks)
+    amend_manifest(bundle, report.to_dict())
     if not report.passed:
         raise VerificationFailed(f"{bundle.manifest.source['name']} and its export differ:\n{report.table()}")
     return report
@@ -142,7 +152,7 @@ class _Judge:
         self._prompts = PromptBuilder(Tokenizer(bundle.folder / "tokenizer.json"))
         self._encoder = Encoder(OrtEncoder(bundle.component("encoder")), spec.windows)
         graph = bundle.component("decoder")
-        room = min(bundle.manifest.limits["positions"], 4096)
+        room = bundle.manifest.limits["positions"]
         self._session = OrtDecoder(graph, spec, slots=2, capacity=room)
         self._debug = OrtDecoder(with_logits(graph), spec, slots=1, capacity=room, weights=graph.parent)
         self._decoder = Decoder(self._session, spec.audio_pad, spec.hidden)
@@ -150,6 +160,7 @@ class _Judge:
         self._embeddings = Check("encoder embeddings", RELATIVE_BOUND, "relative to max")
         self._encoder_batch = Check("encoder: batch against single", RELATIVE_BOUND, "relative to max")
         self._logits = Check("decoder logits", RELATIVE_BOUND, "relative to max")
+        self._logprobs = Check("log probabilities", LOGPROB_BOUND, "absolute")
 
     def _stages(self, name: str, samples: Samples) -> tuple[Mel, Embeddings]:
         """Compare mel and embeddings; returns the reference's mel and our embeddings."""
@@ -163,7 +174,12 @@ class _Judge:
         everywhere = np.arange(len(prompt.ids))
         zero = np.zeros(1, np.int64)
         got = self._debug.logits(prompt.ids[None], prompt.audio, everywhere[None], range(1), zero)[0]
-        self._logits.add(_relative(got, self.reference.logits(prompt.ids, mel)), name)
+        wanted = self.reference.logits(prompt.ids, mel)
+        self._logits.add(_relative(got, wanted), name)
+        picked = self._decoder.prefill(prompt, everywhere, slot=0)
+        highest = wanted.max(axis=-1, keepdims=True)
+        best = -np.log(np.exp(wanted - highest).sum(axis=-1))
+        self._logprobs.add(float(np.abs(picked.logprobs[0] - best).max()), name)
 
     def batch(self, clips: list[Samples]) -> None:
         """Clips encoded together against each by itself."""
@@ -177,7 +193,15 @@ class _AsrJudge(_Judge):
         super().__init__(bundle, checkpoint)
         self._ids = Check("greedy token ids", 0, "differing ids")
         self._step_batch = Check("decoder: batch against single", 0, "differing ids")
-        self.checks = [self._mel, self._embeddings, self._logits, self._ids, self._encoder_batch, self._step_batch]
+        self.checks = [
+            self._mel,
+            self._embeddings,
+            self._logits,
+            self._logprobs,
+            self._ids,
+            self._encoder_batch,
+            self._step_batch,
+        ]
 
     def clip(self, name: str, samples: Samples) -> None:
         mel, embeddings = self._stages(name, samples)
@@ -218,7 +242,7 @@ class _AlignerJudge(_Judge):
     def __init__(self, bundle: Bundle, checkpoint: Checkpoint) -> None:
         super().__init__(bundle, checkpoint)
         self._classes = Check("aligner classes", 0, "differing classes")
-        self.checks = [self._mel, self._embeddings, self._logits, self._classes, self._encoder_batch]
+        self.checks = [self._mel, self._embeddings, self._logits, self._logprobs, self._classes, self._encoder_batch]
 
     def clip(self, name: str, samples: Samples) -> None:
         mel, embeddings = self._stages(name, samples)

@@ -1,0 +1,63 @@
+"""Log-mel of two minutes of audio: ours against transformers' extractor, alternating in one run.
+
+python benchmarks/features.py > benchmarks/results/features.json
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from transformers import Qwen3ASRFeatureExtractor
+
+from qwen3asr.features import SAMPLE_RATE, log_mel
+
+SECONDS, ROUNDS = 120, 15
+
+
+def processor() -> str:
+    """The processor's name as the system gives it."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def timed(call: Callable[[], object]) -> float:
+    """Milliseconds of one call."""
+    start = time.perf_counter()
+    call()
+    return (time.perf_counter() - start) * 1000
+
+
+def main() -> None:
+    """Print the figures as JSON."""
+    samples = np.random.default_rng(0).normal(0, 0.1, SECONDS * SAMPLE_RATE).astype(np.float32)
+    extractor = Qwen3ASRFeatureExtractor()
+
+    def theirs() -> object:
+        return extractor(samples, sampling_rate=SAMPLE_RATE, padding="longest", return_tensors="np")
+
+    pairs = [(timed(lambda: log_mel(samples)), timed(theirs)) for _ in range(ROUNDS + 1)][1:]
+    ratios = [b / a for a, b in pairs]
+    report = {
+        "machine": f"{processor()}, {os.cpu_count()} cores",
+        "audio_seconds": SECONDS,
+        "rounds": ROUNDS,
+        "log_mel_ms": {
+            "median": round(statistics.median(a for a, _ in pairs), 1),
+            "max": round(max(a for a, _ in pairs), 1),
+        },
+        "transformers_ms": {"median": round(statistics.median(b for _, b in pairs), 1)},
+        "transformers_over_ours": {"median": round(statistics.median(ratios), 2), "min": round(min(ratios), 2)},
+    }
+    print(json.dumps(report, indent=2))
+
+
+if __name__ == "__main__":
+    main()
