@@ -43,18 +43,21 @@ SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
         {"d_model": 64, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 128,
          "downsample_hidden_size": 16, "output_dim": 72, "n_window_infer": 200},
         {"hidden_size": 72, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
-         "num_key_value_heads": 2, "head_dim": 24, "vocab_size": 600, "tie_word_embeddings": False},
+         "num_key_value_heads": 2, "head_dim": 48, "vocab_size": 600, "tie_word_embeddings": False},
         {"tie_word_embeddings": False, "num_labels": 900},
     ),
 }  # fmt: skip
 
 
-def make_checkpoint(folder: Path, shape: str, *, scale: float = 3.0, dtype: torch.dtype = torch.float32) -> Path:
+def make_checkpoint(
+    folder: Path, shape: str, *, scale: float = 3.0, dtype: torch.dtype = torch.float32, head_dim: int | None = None
+) -> Path:
     """Save a random checkpoint in the ``-hf`` layout.
 
     Weights are scaled up: at their usual initial size attention is nearly uniform and hides mistakes.
     """
     audio, text, top = SHAPES[shape]
+    text = text if head_dim is None else text | {"head_dim": head_dim}
     source = TINY / ("aligner" if shape == "aligner" else "asr")
     ids = json.loads((source / "config.json").read_text("utf-8"))
     special = {key: ids[key] for key in ("audio_token_id", "timestamp_token_id", "pad_token_id", "eos_token_id")}

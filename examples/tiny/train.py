@@ -30,8 +30,8 @@ from transformers import (
     Qwen3ASRForTokenClassification,
 )
 
-from evaluate import score
 from qwen3asr.features import WindowSpec, log_mel
+from scoring import score
 from speech import HELD_OUT, LABELS, TRAINED, WORDS, Lexicon, Utterance, compose
 from tokens import build, save
 

@@ -53,6 +53,7 @@ def export(
     if precision not in PRECISIONS:
         raise RequestInvalid(f"precision {precision!r} is not offered; choose from {', '.join(PRECISIONS)}")
     source = Checkpoint(Path(checkpoint))
+    OrtDialect().check(source.spec)
     needed = parameter_bytes(source.spec) + _SLACK
     with new_bundle(Path(target), needed, replace=replace) as (folder, write_manifest):
         _write_graphs(source, folder, lambda done: progress("weights", done, parameter_bytes(source.spec)))

@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 import onnx
 
+from qwen3asr.errors import ConfigInvalid
 from qwen3asr.spec import ModelSpec
 from qwen3asr_export.checkpoint import Tensors
 from qwen3asr_export.graph import CONTRIB, FLOAT, INT32, INT64, Array, Graph, WeightFile
@@ -27,6 +28,9 @@ class Dialect(Protocol):
     """How one family of engines wants norms and cached attention written."""
 
     name: str
+
+    def check(self, spec: ModelSpec) -> None:
+        """Raise :class:`ConfigInvalid` for a shape that the engines cannot run; nothing is built yet."""
 
     def begin(self, g: Graph, spec: ModelSpec, ids: str, past: str) -> None:
         """Add what all layers share."""
@@ -45,6 +49,11 @@ class OrtDialect:
     """ONNX Runtime's contributed operators; past and present may be one buffer of fixed capacity."""
 
     name = "ort"
+
+    def check(self, spec: ModelSpec) -> None:
+        """See :class:`Dialect`."""
+        if spec.head_dim % 16:
+            raise ConfigInvalid("text_config.head_dim", "ONNX Runtime's GroupQueryAttention takes multiples of 16 only")
 
     def begin(self, g: Graph, spec: ModelSpec, ids: str, past: str) -> None:
         """Row lengths as GroupQueryAttention wants them, and the rotary tables."""

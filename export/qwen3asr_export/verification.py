@@ -217,10 +217,11 @@ class _AsrJudge(_Judge):
         shortest = sorted(clips, key=len)[:4]
         prompts = [self._prompts.transcription(rows) for rows in self._encoder.encode([log_mel(c) for c in shortest])]
         alone = [generate(self._decoder, p, eos=(), budget=_GREEDY, slot=1).tokens for p in prompts]
-        for first in range(0, len(prompts) - 1, 2):
-            together = self._pair(prompts[first], prompts[first + 1])
-            for index in (0, 1):
-                self._step_batch.add(_differing(together[index], alone[first + index]), f"clip {first + index}")
+        for first in range(len(prompts)):
+            second = (first + 1) % len(prompts)
+            together = self._pair(prompts[first], prompts[second])
+            for index, tokens in zip((first, second), together, strict=True):
+                self._step_batch.add(_differing(tokens, alone[index]), f"clip {index}")
 
     def _pair(self, *prompts: Prompt) -> list[list[int]]:
         """Two requests of different lengths decoded in one batch."""

@@ -11,17 +11,15 @@ import json
 import logging
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 import qwen3asr
+from qwen3asr import console
 from qwen3asr.bundle import Bundle, open_bundle
 from qwen3asr.errors import (
     AlignerMissing,
@@ -56,7 +54,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-_screen = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 class Format(StrEnum):
@@ -99,9 +96,9 @@ def transcribe(
     timestamps: Literal["word"] | None = None if aligner is None else "word"
     recogniser.check(language=language, context=context, timestamps=timestamps, max_new_tokens=max_new_tokens)
     if aligner is None and form in (Format.srt, Format.vtt):
-        _warn("without --aligner a file becomes one cue over its whole length")
+        console.warn("without --aligner a file becomes one cue over its whole length")
     failed = 0
-    with _bar("transcribing", len(audio)) as advance:
+    with console.bar("transcribing", len(audio)) as advance:
         for name, target in zip(audio, targets, strict=True):
             try:
                 result = recogniser.transcribe(
@@ -110,7 +107,7 @@ def transcribe(
                 )  # fmt: skip
             except (Qwen3AsrError, OSError) as error:
                 failed += 1
-                _screen.print(f"error: {name}: {error}", style="red", markup=False)
+                console.error(f"{name}: {error}")
             else:
                 _write(_render(result, form, name if len(audio) > 1 and target is None else None), target)
             advance(1)
@@ -163,7 +160,7 @@ def export(
     _exporter()
     from qwen3asr_export.convert import export as run  # noqa: PLC0415 (needs torch)
 
-    with _stages() as progress:
+    with console.stages() as progress:
         bundle = run(checkpoint, target, precision=precision, check=check, replace=force, progress=progress)
     _show(bundle)
 
@@ -184,7 +181,7 @@ def verify(
 
     opened = open_bundle(bundle, check_hashes=True)
     recordings = {name: qwen3asr.read_audio(name).samples for name in audio or ()}
-    with _bar("verifying", None) as advance:
+    with console.bar("verifying", None) as advance:
         done = 0
 
         def progress(now: int, total: int) -> None:
@@ -278,54 +275,8 @@ def _write(text: str, target: Path | None) -> None:
         draft.replace(target)
 
 
-def _progress() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    # redirect_stdout: results go where the caller sends them, not where the bar is drawn
-    return Progress(*columns, console=_screen, disable=not _screen.is_terminal, transient=True, redirect_stdout=False)
-
-
-@contextmanager
-def _bar(label: str, total: int | None) -> Iterator[Callable[..., None]]:
-    """One progress bar; yields ``advance(count, total=None)``. Nothing is drawn where nobody looks."""
-    with _progress() as bars:
-        task = bars.add_task(label, total=total)
-
-        def advance(count: int, total: int | None = None) -> None:
-            bars.update(task, advance=count, total=total)  # None leaves the total as it is
-
-        yield advance
-
-
-@contextmanager
-def _stages() -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar for each stage of an export; without a terminal, a line when a stage begins."""
-    with _progress() as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def progress(stage: str, done: int, total: int) -> None:
-            unit, scale = (" MB", 1_000_000) if total > 1_000_000 else ("", 1)
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage + unit)
-                if not _screen.is_terminal:
-                    _screen.print(f"{stage}: {total // scale}{unit}", markup=False)
-            bars.update(tasks[stage], completed=done // scale, total=total // scale)
-
-        yield progress
-
-
-def _warn(message: str) -> None:
-    _screen.print(f"warning: {message}", style="yellow", markup=False)
-
-
-class _Warnings(logging.Handler):
-    """The library's warnings, as the command line shows them."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        _warn(record.getMessage())
-
-
 def _fail(code: int, message: str) -> NoReturn:
-    _screen.print(f"error: {message}", style="red", markup=False)
+    console.error(message)
     raise typer.Exit(code)
 
 
@@ -346,15 +297,15 @@ def _terminate(*_: object) -> NoReturn:
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Entry point of the ``qwen3asr`` command; always ends in :class:`SystemExit`."""
     signal.signal(signal.SIGTERM, _terminate)
-    logging.getLogger("qwen3asr").handlers = [_Warnings()]
+    logging.getLogger("qwen3asr").handlers = [console.Warnings()]
     try:
         app(args=arguments, prog_name="qwen3asr")
     except (Qwen3AsrError, OSError) as error:
-        _screen.print(f"error: {error}", style="red", markup=False)
+        console.error(str(error))
         sys.exit(_exit_code(error))
     except SystemExit as end:
         if end.code == INTERRUPTED:
-            _screen.print("interrupted", style="red")
+            console.error("interrupted")
         raise
     sys.exit(0)
 

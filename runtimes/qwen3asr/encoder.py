@@ -34,21 +34,18 @@ class Encoder:
             float32 ``[tokens, hidden]`` each, with ``tokens = windows.tokens(frames)``.
         """
         pieces = [(clip, window) for clip, mel in enumerate(mels) for window in split_windows(mel, self._windows)]
-        done: list[Embeddings | None] = [None] * len(pieces)
+        done: dict[int, Embeddings] = {}
         by_width: dict[int, list[int]] = {}
         for index, (_, window) in enumerate(pieces):
             by_width.setdefault(self._windows.pad_frames(window.shape[1]), []).append(index)
         for width, members in by_width.items():
             for start in range(0, len(members), BATCH_WINDOWS):
                 batch = members[start : start + BATCH_WINDOWS]
-                for index, rows in zip(batch, self._run([pieces[index][1] for index in batch], width), strict=True):
-                    done[index] = rows
-        return [
-            np.concatenate(
-                [rows for (owner, _), rows in zip(pieces, done, strict=True) if owner == clip and rows is not None]
-            )
-            for clip in range(len(mels))
-        ]
+                done.update(zip(batch, self._run([pieces[index][1] for index in batch], width), strict=True))
+        clips: list[list[Embeddings]] = [[] for _ in mels]
+        for index, (clip, _) in enumerate(pieces):
+            clips[clip].append(done[index])
+        return [np.concatenate(rows) for rows in clips]
 
     def _run(self, windows: Sequence[Mel], width: int) -> list[Embeddings]:
         mel = np.zeros((len(windows), MEL_BINS, width), np.float32)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.checkpoints import TINY
+from tests.checkpoints import TINY, make_checkpoint
 
 from qwen3asr.errors import CheckpointInvalid, CheckpointKeysWrong, ConfigInvalid
 from qwen3asr_export import export
@@ -128,6 +128,10 @@ def test_a_config_that_cannot_be_meant_names_its_key(
 ) -> None:
     _edit(copy, change)
     _refused(copy, ConfigInvalid, key)
+
+
+def test_a_head_size_that_the_engine_cannot_run_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    _refused(make_checkpoint(tmp_path / "c", "wide-heads", head_dim=24), ConfigInvalid, "head_dim: .* multiples of 16")
 
 
 def test_the_original_layout_is_recognised_and_not_misread(copy: Path) -> None:
