@@ -21,6 +21,8 @@ class ScriptedDecoder:
         self.slots, self.capacity = slots, capacity
         self.held = [0] * slots
         self.calls: list[tuple[list[int], list[int], int]] = []  # ids, taken positions, tokens cached before
+        self.heard: list[float] = []  # first value of each audio row
+        self.logprobs: list[float] = []  # of the answers, where they matter
 
     def run(self, ids: Ids, audio: Embeddings, take: Ids, slots: range, past: Ids) -> Picked:
         assert len(slots) == len(ids) == 1
@@ -30,6 +32,8 @@ class ScriptedDecoder:
         assert int((ids == self.audio_pad).sum()) == len(audio)
         self.held[slots[0]] += ids.shape[1]
         assert self.held[slots[0]] <= self.capacity
+        self.heard += audio[:, 0].tolist()
         self.calls.append((ids[0].tolist(), take[0].tolist(), int(past[0])))
         tokens = np.array([[self.script.pop(0) for _ in range(take.shape[1])]], np.int64).reshape(take.shape)
-        return Picked(tokens, np.full(take.shape, -0.5, np.float32))
+        logprobs = [self.logprobs.pop(0) if self.logprobs else -0.5 for _ in range(take.shape[1])]
+        return Picked(tokens, np.array([logprobs], np.float32).reshape(take.shape))

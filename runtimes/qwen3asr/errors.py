@@ -152,6 +152,16 @@ class DeviceUnavailable(Qwen3AsrError, RuntimeError):
     """The device asked for cannot be used here."""
 
 
+class BackendFailed(Qwen3AsrError, RuntimeError):
+    """The backend stopped within a run: out of memory, or a graph that does not fit its inputs."""
+
+    def __init__(self, backend: str, error: Exception) -> None:
+        super().__init__(
+            f"{backend} failed: {error}; if memory is short, give less audio at a time or a smaller capacity=, "
+            "otherwise check the bundle with `qwen3asr verify`"
+        )
+
+
 class OutputNotFinite(Qwen3AsrError, ArithmeticError):
     """The model computed NaN or infinity: the precision overflows, or the bundle is broken."""
 

@@ -61,7 +61,9 @@ def test_long_prompts_go_in_chunks_and_every_taken_position_is_answered_once(
     """A chunk border between audio pads once handed the second chunk the first one's rows."""
     take = sorted(data.draw(st.sets(st.integers(0, len(ids) - 1), max_size=20)))
     session = ScriptedDecoder(range(100, 100 + len(take)))
-    picked = _decoder(session).prefill(_prompt(*ids), np.array(take, np.int64), 0)
+    rows = np.arange(ids.count(99), dtype=np.float32)[:, None] * np.ones((1, 4), np.float32)
+    picked = _decoder(session).prefill(Prompt(np.array(ids, np.int64), rows), np.array(take, np.int64), 0)
+    assert session.heard == rows[:, 0].tolist()
     assert picked.tokens.tolist() == [list(range(100, 100 + len(take)))]
     assert [token for call in session.calls for token in call[0]] == ids
     assert [position + past for _, taken, past in session.calls for position in taken] == take

@@ -9,6 +9,7 @@ import pytest
 
 from qwen3asr.bundle import Bundle, open_bundle
 from qwen3asr.encoder import Encoder
+from qwen3asr.errors import BackendFailed
 from qwen3asr.features import log_mel
 from qwen3asr.sessions.onnxruntime import OrtDecoder, OrtEncoder
 
@@ -80,6 +81,16 @@ def test_a_prompt_in_chunks_gives_what_one_pass_gives(bundle: Bundle) -> None:
         chunk = _feed(session, bundle, ids[:, start : start + 40], 0, start)
     assert chunk[0] == whole[0]
     assert chunk[1] == pytest.approx(whole[1], abs=1e-5)
+
+
+def test_a_run_that_fails_is_our_error_and_the_next_one_works(bundle: Bundle) -> None:
+    session = _decoder(bundle)
+    before = _feed(session, bundle, _row(bundle, 10, 7), 0)
+    with pytest.raises(BackendFailed, match="ONNX Runtime failed"):
+        _feed(session, bundle, np.full((1, 10), bundle.spec.vocab + 5), 0)
+    with pytest.raises(BackendFailed):
+        OrtEncoder(bundle.component("encoder")).run(np.zeros((1, 128, 150), np.float32), np.array([150]))
+    assert _feed(session, bundle, _row(bundle, 10, 7), 0) == before
 
 
 def test_positions_that_nobody_asked_for_cost_no_head(bundle: Bundle) -> None:

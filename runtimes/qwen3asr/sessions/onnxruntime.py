@@ -9,25 +9,27 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from qwen3asr.errors import BundleInvalid
+from qwen3asr.errors import BackendFailed, BundleInvalid
 from qwen3asr.features import Mel
 from qwen3asr.sessions.base import Embeddings, Ids, Picked
 from qwen3asr.spec import ModelSpec
 
-_PROVIDERS = ["CPUExecutionProvider"]
+_NAME, _PROVIDERS = "ONNX Runtime", ["CPUExecutionProvider"]
+
+# ONNX Runtime's errors have no common base but Exception: it is caught where one of its calls is all that runs.
 
 
 def _session(graph: Path | bytes, threads: int, weights: Path | None = None) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what goes wrong is raised
     if weights is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights))
     try:
         return onnxruntime.InferenceSession(graph if isinstance(graph, bytes) else str(graph), options, _PROVIDERS)
-    except Exception as error:  # ONNX Runtime's own classes have no common base but this
+    except Exception as error:
         name = "the graph" if isinstance(graph, bytes) else graph.name
-        raise BundleInvalid(f"ONNX Runtime cannot load {name}: {error}") from error
+        raise BundleInvalid(f"{_NAME} cannot load {name}: {error}") from error
 
 
 class OrtEncoder:
@@ -43,7 +45,10 @@ class OrtEncoder:
 
     def run(self, mel: Mel, frames: Ids) -> Embeddings:
         """See :class:`qwen3asr.sessions.base.EncoderSession`."""
-        embeddings: Embeddings = self._session.run(["embeddings"], {"mel": mel, "frames": frames})[0]
+        try:
+            embeddings: Embeddings = self._session.run(["embeddings"], {"mel": mel, "frames": frames})[0]
+        except Exception as error:
+            raise BackendFailed(_NAME, error) from error
         return embeddings
 
 
@@ -90,7 +95,10 @@ class OrtDecoder:
         binding.feed(ids=ids, audio=audio if len(audio) else self._no_audio, take=take, past=past)
         tokens = binding.receive("token", take.shape, np.int64)
         logprobs = binding.receive("logprob", take.shape, np.float32)
-        self._session.run_with_iobinding(binding.io)
+        try:
+            self._session.run_with_iobinding(binding.io)
+        except Exception as error:
+            raise BackendFailed(_NAME, error) from error
         return Picked(tokens.copy(), logprobs.copy())
 
     def logits(self, ids: Ids, audio: Embeddings, take: Ids, slots: range, past: Ids) -> npt.NDArray[np.float32]:
