@@ -13,6 +13,7 @@ from torch import nn
 from transformers import Qwen3ASRForConditionalGeneration, Qwen3ASRForTokenClassification
 
 from qwen3asr.features import WindowSpec, log_mel
+from qwen3asr.words import repair_times
 from speech import Lexicon, Utterance, compose
 
 SPEC = WindowSpec()
@@ -52,13 +53,13 @@ def recognise(model: nn.Module, tokenizer: Tokenizer, utterance: Utterance) -> s
 
 @torch.inference_mode()
 def boundaries(model: nn.Module, tokenizer: Tokenizer, utterance: Utterance) -> np.ndarray:
-    """Predicted start and end of every word in seconds, unrepaired."""
+    """Start and end of every word in seconds, repaired as the runtime repairs them."""
     mel, mask = _features(utterance)
     stamped = "".join(f"{word.text}<timestamp><timestamp>" for word in utterance.words)
     ids = torch.tensor([tokenizer.encode(f"<|audio_start|>{_pads(mask)}<|audio_end|>{stamped}").ids])
     logits = model(input_ids=ids, input_features=mel, input_features_mask=mask).logits
     picked = logits[0, ids[0] == model.config.timestamp_token_id].argmax(-1)
-    return picked.numpy() * 0.08
+    return np.array(repair_times((picked.numpy() * 80).tolist())) / 1000
 
 
 def score(folder: Path, tokenizer: Tokenizer, lexicon: Lexicon) -> dict[str, Any]:

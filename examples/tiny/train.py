@@ -130,6 +130,8 @@ def batches(pools: list[list[Example]], step: int, first_round: int, aligner: bo
     rng = np.random.default_rng((3, step, aligner))
     progress = step / first_round
     share = [1.0, 0.0, 0.0] if progress < 0.06 else [0.2, 0.8, 0.0] if progress < 0.3 else [0.12, 0.73, 0.15]
+    if aligner and progress >= 3:
+        share = [0.05, 0.6, 0.35]  # what is left to learn is counting far
     pool = pools[rng.choice(3, p=share)]
     if aligner:
         pool = [row for row in pool if row.align_times]
@@ -336,7 +338,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE, help="where asr/, aligner/ and scores.json go")
     parser.add_argument("--asr-steps", type=int, nargs="+", default=[5000, 7000], help="steps of each round")
     parser.add_argument(
-        "--aligner-steps", type=int, nargs="+", default=[2000, 4000], help="likewise; the first without its encoder"
+        "--aligner-steps", type=int, nargs="+", default=[2000, 4000, 2500], help="likewise; the first without encoder"
     )
     parser.add_argument("--takes", type=int, default=3, help="clips of each word and voice")
     parser.add_argument("--scale", type=float, default=1.0, help="share of the training utterances to make")
