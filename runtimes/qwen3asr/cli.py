@@ -238,6 +238,9 @@ def _show(bundle: Bundle) -> None:
         "verified": verified,
     }
     print("\n".join(f"{label:<17} {value}" for label, value in rows.items()))
+    for check in manifest.verified["checks"] if manifest.verified else ():
+        figures = f"{check['worst']:.2g} {check['unit']}, at most {check['bound']:g}, {check['comparisons']} clips"
+        print(f"  {check['check']:<32} {figures}")
 
 
 def _targets(audio: Sequence[str], folder: Path | None, form: Format) -> list[Path | None]:
