@@ -296,7 +296,7 @@ def train(kind: str, rounds: list[int], pools: list[list[Example]], tokenizer: T
             shown = f"loss {running[0] / 50:.4f} auxiliary {running[1] / 50:.4f} {pace:.3f} s/step"
             print(f"{kind} {step + 1}/{steps} {shown}", flush=True)
             running[:] = 0
-        if (step + 1) % 250 == 0 or step + 1 == steps:
+        if (step + 1) % 250 == 0 or step + 1 in (rounds[0], steps):
             state = {"model": model.state_dict(), "heads": heads.state_dict(), "step": step + 1}
             state["optimizer"] = optimizer.state_dict()
             torch.save(state, saved.with_suffix(".tmp"))
