@@ -73,7 +73,7 @@ cli.main(["export", {os.fspath(TINY / "asr")!r}, {os.fspath(tmp_path / "out")!r}
 
 
 def test_no_file_of_the_project_names_a_place_of_the_machine_it_was_made_on() -> None:
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     for name in tracked:
         path = ROOT / name
         if path.suffix in {".py", ".md", ".toml", ".json", ".txt", ".jinja"} and path.is_file():

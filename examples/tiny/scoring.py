@@ -7,16 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from tokenizers import Tokenizer
-from torch import nn
-from transformers import Qwen3ASRForConditionalGeneration, Qwen3ASRForTokenClassification
 
-from qwen3asr.features import WindowSpec, log_mel
+from qwen3asr.features import Mel, log_mel
+from qwen3asr.prompt import PromptBuilder
+from qwen3asr.sessions.base import Embeddings
+from qwen3asr.tokenizer import open_tokenizer
 from qwen3asr.words import repair_times
+from qwen3asr_export.checkpoint import Checkpoint
+from qwen3asr_export.reference import Reference
 from speech import Lexicon, Utterance, compose
-
-SPEC = WindowSpec()
 
 
 def test_set(lexicon: Lexicon, seed: int, count: int, low: int, high: int) -> list[Utterance]:
@@ -25,54 +24,43 @@ def test_set(lexicon: Lexicon, seed: int, count: int, low: int, high: int) -> li
     return [compose(lexicon, rng, 0 if i % 20 == 0 else int(rng.integers(low, high + 1))) for i in range(count)]
 
 
-def _features(utterance: Utterance) -> tuple[torch.Tensor, torch.Tensor]:
-    mel = log_mel(utterance.samples)
-    padded = np.zeros((1, 128, SPEC.pad_frames(mel.shape[1])), np.float32)
-    padded[0, :, : mel.shape[1]] = mel
-    mask = torch.zeros(1, padded.shape[2], dtype=torch.long)
-    mask[0, : mel.shape[1]] = 1
-    return torch.from_numpy(padded), mask
+class Pair:
+    """Both checkpoints as transformers runs them, fed as the runtime feeds them."""
+
+    def __init__(self, folder: Path) -> None:
+        self._asr, self._aligner = (Checkpoint(folder / kind) for kind in ("asr", "aligner"))
+        self._recogniser, self._stamper = Reference(self._asr), Reference(self._aligner)
+        self._tokenizer = open_tokenizer(folder / "asr", self._asr.spec)
+        self._prompts = PromptBuilder(self._tokenizer)
+
+    def recognise(self, utterance: Utterance) -> str:
+        """The raw output for one utterance, greedy."""
+        mel = log_mel(utterance.samples)
+        prompt = self._prompts.transcription(self._rows(mel), utterance.context)
+        return self._tokenizer.decode(self._recogniser.greedy(prompt.ids, mel, 64))
+
+    def boundaries(self, utterance: Utterance) -> np.ndarray:
+        """Start and end of every word in seconds, repaired as the runtime repairs them."""
+        mel = log_mel(utterance.samples)
+        prompt, marks = self._prompts.alignment(self._rows(mel), [word.text for word in utterance.words])
+        classes = self._stamper.logits(prompt.ids, mel)[marks].argmax(-1)
+        return np.array(repair_times((classes * 80).tolist())) / 1000
+
+    def _rows(self, mel: Mel) -> Embeddings:
+        """As many rows as the encoder will make; only their number matters here."""
+        return np.zeros((self._asr.spec.windows.tokens(mel.shape[1]), 1), np.float32)
 
 
-def _pads(mask: torch.Tensor) -> str:
-    return "<|audio_pad|>" * SPEC.tokens(int(mask.sum()))
-
-
-@torch.inference_mode()
-def recognise(model: nn.Module, tokenizer: Tokenizer, utterance: Utterance) -> str:
-    """The model's raw output for one utterance, greedy."""
-    mel, mask = _features(utterance)
-    head = f"<|im_start|>system\n{utterance.context}<|im_end|>\n<|im_start|>user\n<|audio_start|>"
-    ids = tokenizer.encode(f"{head}{_pads(mask)}<|audio_end|><|im_end|>\n<|im_start|>assistant\n").ids
-    out = model.generate(
-        input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long), input_features=mel,
-        input_features_mask=mask, max_new_tokens=64, do_sample=False,
-    )  # fmt: skip
-    return str(tokenizer.decode(out[0, len(ids) :].tolist(), skip_special_tokens=True))
-
-
-@torch.inference_mode()
-def boundaries(model: nn.Module, tokenizer: Tokenizer, utterance: Utterance) -> np.ndarray:
-    """Start and end of every word in seconds, repaired as the runtime repairs them."""
-    mel, mask = _features(utterance)
-    stamped = "".join(f"{word.text}<timestamp><timestamp>" for word in utterance.words)
-    ids = torch.tensor([tokenizer.encode(f"<|audio_start|>{_pads(mask)}<|audio_end|>{stamped}").ids])
-    logits = model(input_ids=ids, input_features=mel, input_features_mask=mask).logits
-    picked = logits[0, ids[0] == model.config.timestamp_token_id].argmax(-1)
-    return np.array(repair_times((picked.numpy() * 80).tolist())) / 1000
-
-
-def score(folder: Path, tokenizer: Tokenizer, lexicon: Lexicon) -> dict[str, Any]:
+def score(folder: Path, lexicon: Lexicon) -> dict[str, Any]:
     """Exact-utterance rates and boundary errors of the saved checkpoints, for 1-9 words and for long utterances."""
-    asr = Qwen3ASRForConditionalGeneration.from_pretrained(folder / "asr", dtype=torch.float32).eval()
-    aligner = Qwen3ASRForTokenClassification.from_pretrained(folder / "aligner", dtype=torch.float32).eval()
+    pair = Pair(folder)
     report: dict[str, Any] = {}
     for name, seed, count, low, high in (("utterances", 21, 600, 1, 9), ("long", 22, 100, 10, 22)):
         utterances = test_set(lexicon, seed, count, low, high)
         exact, by_language, errors, misses = 0, Counter[str](), [], []
         for utterance in utterances:
             wanted = f"language {utterance.language}<asr_text>{utterance.text}"
-            got = recognise(asr, tokenizer, utterance)
+            got = pair.recognise(utterance)
             right = got == wanted
             exact += right
             by_language[f"{utterance.language} {'right' if right else 'wrong'}"] += 1
@@ -80,7 +68,7 @@ def score(folder: Path, tokenizer: Tokenizer, lexicon: Lexicon) -> dict[str, Any
                 misses.append(f"{wanted} -> {got}")
             if utterance.words:
                 true = np.array([time for word in utterance.words for time in (word.start, word.end)])
-                errors.append(np.abs(boundaries(aligner, tokenizer, utterance) - true))
+                errors.append(np.abs(pair.boundaries(utterance) - true))
         entry: dict[str, Any] = {"count": count, "words": [low, high], "exact": round(exact / count, 4)}
         entry["by_language"] = dict(sorted(by_language.items()))
         flat = np.concatenate(errors)

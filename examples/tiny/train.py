@@ -262,7 +262,7 @@ def train(kind: str, rounds: list[int], pools: list[list[Example]], tokenizer: T
     model, heads = cls(config(tokenizer, aligner)), Heads()
     if aligner:
         model.set_attn_implementation("eager")  # the only one that shows where it looks
-    if aligner:  # start from the recogniser after its first round
+        # start from the recogniser after its first round
         start = torch.load(work / "asr-start.pt")
         model.load_state_dict({k: v for k, v in start["model"].items() if k != "lm_head.weight"}, strict=False)
         heads.word.load_state_dict({part: start["heads"][f"word.{part}"] for part in ("weight", "bias")})
@@ -355,7 +355,7 @@ def main() -> None:
         write(aligner, tokenizer, args.out / "aligner", aligner=True)
     if "score" not in args.parts:
         return
-    scores = score(args.out, tokenizer, Lexicon(HELD_OUT, 2, seed=11))
+    scores = score(args.out, Lexicon(HELD_OUT, 2, seed=11))
     settings = {"command": "python examples/tiny/train.py", "seeds": [1, 2, 3, 4, 5]}
     settings |= {"asr_steps": args.asr_steps, "aligner_steps": args.aligner_steps}
     settings |= {"torch": torch.__version__, "languages": list(WORDS), "held_out_voices": HELD_OUT}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
 
+from qwen3asr.bundle import sha256
 from qwen3asr.errors import CheckpointInvalid, CheckpointKeysWrong
 from qwen3asr.spec import ModelSpec
 
@@ -88,6 +90,11 @@ class Checkpoint:
     def weight_paths(self) -> list[Path]:
         """The safetensors files, sorted."""
         return sorted(set(self._weight_files().values()))
+
+    @cached_property
+    def weights_sha256(self) -> str:
+        """SHA-256 of the weight files, read once."""
+        return sha256(*self.weight_paths)
 
     def _json(self, name: str) -> dict[str, Any]:
         path = self.folder / name

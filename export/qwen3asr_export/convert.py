@@ -11,10 +11,10 @@ import onnx
 import torch
 import transformers
 
-from qwen3asr.bundle import COMPONENTS, Bundle, Manifest, new_bundle, open_bundle, sha256
+from qwen3asr.bundle import COMPONENTS, Bundle, Manifest, new_bundle, open_bundle
 from qwen3asr.errors import RequestInvalid
 from qwen3asr_export.checkpoint import CARRIED, Checkpoint, parameter_bytes
-from qwen3asr_export.decoder import POSITIONS, OrtDialect, build_decoder
+from qwen3asr_export.decoder import POSITIONS, Dialect, OrtDialect, build_decoder
 from qwen3asr_export.encoder import build_encoder
 from qwen3asr_export.graph import OPSET, WeightFile
 from qwen3asr_export.verification import verify
@@ -53,20 +53,21 @@ def export(
     if precision not in PRECISIONS:
         raise RequestInvalid(f"precision {precision!r} is not offered; choose from {', '.join(PRECISIONS)}")
     source = Checkpoint(Path(checkpoint))
-    OrtDialect().check(source.spec)
-    needed = parameter_bytes(source.spec) + _SLACK
-    with new_bundle(Path(target), needed, replace=replace) as (folder, write_manifest):
-        _write_graphs(source, folder, lambda done: progress("weights", done, parameter_bytes(source.spec)))
+    dialect = OrtDialect()
+    dialect.check(source.spec)
+    total = parameter_bytes(source.spec)
+    with new_bundle(Path(target), total + _SLACK, replace=replace) as (folder, write_manifest):
+        _write_graphs(source, dialect, folder, lambda done: progress("weights", done, total))
         for name in CARRIED:
             if (source.folder / name).is_file():
                 shutil.copyfile(source.folder / name, folder / name)
-        write_manifest(_manifest(source, precision))
+        write_manifest(_manifest(source, dialect, precision))
         if check:
             verify(open_bundle(folder), source, progress=lambda done, total: progress("verify", done, total))
     return open_bundle(target)
 
 
-def _write_graphs(source: Checkpoint, folder: Path, progress: Callable[[int], None]) -> None:
+def _write_graphs(source: Checkpoint, dialect: Dialect, folder: Path, progress: Callable[[int], None]) -> None:
     onnx_folder = folder / "onnx"
     onnx_folder.mkdir()
     written = 0
@@ -76,26 +77,26 @@ def _write_graphs(source: Checkpoint, folder: Path, progress: Callable[[int], No
         written += size
         progress(written)
 
-    for name in ("encoder", "decoder"):
+    for name in COMPONENTS:
         with WeightFile(onnx_folder / f"{name}.onnx.data", count) as weights:
             if name == "encoder":
                 model = build_encoder(source.spec, source.tensors, weights)
             else:
-                model = build_decoder(source.spec, source.tensors, weights, OrtDialect())
+                model = build_decoder(source.spec, source.tensors, weights, dialect)
         onnx.save(model, onnx_folder / f"{name}.onnx")
 
 
-def _manifest(source: Checkpoint, precision: str) -> Manifest:
+def _manifest(source: Checkpoint, dialect: Dialect, precision: str) -> Manifest:
     return Manifest(
         kind=source.spec.kind,
         precision=precision,
-        dialect=OrtDialect.name,
+        dialect=dialect.name,
         opset=OPSET,
         components={name: f"onnx/{name}.onnx" for name in COMPONENTS},
         limits={"positions": min(source.spec.max_positions, POSITIONS)},
         source={
             "name": source.folder.resolve().name,
-            "weights_sha256": sha256(*source.weight_paths),
+            "weights_sha256": source.weights_sha256,
             "exported_with": ", ".join(f"{lib.__name__} {lib.__version__}" for lib in (torch, transformers, onnx)),
         },
     )

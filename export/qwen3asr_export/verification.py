@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from qwen3asr.bundle import Bundle, amend_manifest, sha256
+from qwen3asr.bundle import Bundle, amend_manifest
 from qwen3asr.decoder import Decoder
 from qwen3asr.encoder import Encoder
 from qwen3asr.errors import RequestInvalid, VerificationFailed
@@ -20,7 +20,7 @@ from qwen3asr.generate import generate
 from qwen3asr.prompt import Prompt, PromptBuilder
 from qwen3asr.sessions.base import Embeddings, Ids
 from qwen3asr.sessions.onnxruntime import OrtDecoder, OrtEncoder
-from qwen3asr.tokenizer import Tokenizer
+from qwen3asr.tokenizer import open_tokenizer
 from qwen3asr_export.checkpoint import Checkpoint
 from qwen3asr_export.graph import FLOAT
 from qwen3asr_export.reference import Reference
@@ -111,7 +111,7 @@ def verify(
         RequestInvalid: the bundle was made from another checkpoint.
         VerificationFailed: some figure is past its bound; the message holds the whole table.
     """
-    if bundle.spec != checkpoint.spec or bundle.manifest.source["weights_sha256"] != sha256(*checkpoint.weight_paths):
+    if bundle.spec != checkpoint.spec or bundle.manifest.source["weights_sha256"] != checkpoint.weights_sha256:
         raise RequestInvalid(
             f"{bundle.folder} was not exported from {checkpoint.folder}, but from a checkpoint called "
             f"{bundle.manifest.source['name']} with other weights; give that one"
@@ -149,7 +149,7 @@ class _Judge:
     def __init__(self, bundle: Bundle, checkpoint: Checkpoint) -> None:
         self.reference = Reference(checkpoint)
         spec = self._spec = bundle.spec
-        self._prompts = PromptBuilder(Tokenizer(bundle.folder / "tokenizer.json"))
+        self._prompts = PromptBuilder(open_tokenizer(bundle.folder, bundle.spec))
         self._encoder = Encoder(OrtEncoder(bundle.component("encoder")), spec.windows)
         graph = bundle.component("decoder")
         room = bundle.manifest.limits["positions"]

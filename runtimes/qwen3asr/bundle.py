@@ -140,7 +140,9 @@ def _parse_manifest(folder: Path, content: dict[str, Any]) -> tuple[Manifest, di
         files = {
             str(name): {"size": int(e["size"]), "sha256": str(e["sha256"])} for name, e in content["files"].items()
         }
-        int(manifest.limits["positions"]), [manifest.components[name] for name in COMPONENTS]
+        needed = {"positions": manifest.limits["positions"]} | {name: manifest.components[name] for name in COMPONENTS}
+        if not isinstance(needed.pop("positions"), int) or not all(isinstance(file, str) for file in needed.values()):
+            raise TypeError("limits or components of another type")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BundleInvalid(f"{MANIFEST} in {folder} is damaged ({error!r}); run `qwen3asr export` again") from error
     if manifest.kind not in ("asr", "aligner"):

@@ -110,7 +110,7 @@ def transcribe(
                 console.error(f"{name}: {error}")
             else:
                 _write(_render(result, form, name if len(audio) > 1 and target is None else None), target)
-            advance(1)
+            advance()
     if failed:
         _fail(INPUT_FAILED, f"{failed} of {len(audio)} files failed")
 
@@ -181,15 +181,9 @@ def verify(
 
     opened = open_bundle(bundle, check_hashes=True)
     recordings = {name: qwen3asr.read_audio(name).samples for name in audio or ()}
-    with console.bar("verifying", None) as advance:
-        done = 0
-
-        def progress(now: int, total: int) -> None:
-            nonlocal done
-            advance(now - done, total)
-            done = now
-
-        report = run(opened, Checkpoint(checkpoint), recordings=recordings, progress=progress)
+    with console.stages() as progress:
+        source = Checkpoint(checkpoint)
+        report = run(opened, source, recordings=recordings, progress=lambda *step: progress("verify", *step))
     print(report.table())
     print(f"equal to {report.reference}")
 

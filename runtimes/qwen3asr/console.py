@@ -37,15 +37,11 @@ def _progress() -> Progress:
 
 
 @contextmanager
-def bar(label: str, total: int | None) -> Iterator[Callable[..., None]]:
-    """One progress bar; yields ``advance(count, total=None)``. Nothing is drawn where nobody looks."""
+def bar(label: str, total: int) -> Iterator[Callable[[], None]]:
+    """One progress bar; yields what moves it by one. Nothing is drawn where nobody looks."""
     with _progress() as bars:
         task = bars.add_task(label, total=total)
-
-        def advance(count: int, total: int | None = None) -> None:
-            bars.update(task, advance=count, total=total)  # None leaves the total as it is
-
-        yield advance
+        yield lambda: bars.advance(task)
 
 
 @contextmanager

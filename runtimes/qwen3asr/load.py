@@ -12,7 +12,7 @@ from qwen3asr.encoder import Encoder
 from qwen3asr.errors import BundleInvalid, DeviceUnavailable, ExtraMissing, RequestInvalid
 from qwen3asr.prompt import PromptBuilder
 from qwen3asr.recognizer import Recognizer
-from qwen3asr.tokenizer import Tokenizer
+from qwen3asr.tokenizer import open_tokenizer
 
 ASR_CAPACITY = 8_192
 """Default KV-cache tokens of the recogniser: seven minutes of audio and their text."""
@@ -49,7 +49,7 @@ def load(
     """
     _check_settings(device, threads)
     opened = open_bundle(Path(bundle), kind="asr", check_hashes=check_hashes)
-    room, tokenizer = _capacity(opened, capacity, ASR_CAPACITY), _tokenizer(opened)
+    room, tokenizer = _capacity(opened, capacity, ASR_CAPACITY), open_tokenizer(opened.folder, opened.spec)
     words = None
     if aligner is not None:
         words = load_aligner(aligner, device=device, threads=threads, check_hashes=check_hashes)
@@ -65,7 +65,7 @@ def load_aligner(
     """
     _check_settings(device, threads)
     opened = open_bundle(Path(bundle), kind="aligner", check_hashes=check_hashes)
-    prompts = PromptBuilder(_tokenizer(opened))
+    prompts = PromptBuilder(open_tokenizer(opened.folder, opened.spec))
     class_ms = float(opened.config("processor_config.json").get("timestamp_segment_time", 80.0))
     graphs = _graphs(opened, _capacity(opened, None, ALIGNER_CAPACITY), threads)
     return Aligner(*graphs, prompts, AlignerLimits(opened.spec.classes, class_ms))
@@ -76,18 +76,6 @@ def _check_settings(device: str, threads: int) -> None:
         raise DeviceUnavailable(f"device={device!r} is not available; this version runs on 'cpu'")
     if threads < 0:
         raise RequestInvalid(f"threads={threads} makes no sense; give 0 for one a core, or a positive number")
-
-
-def _tokenizer(bundle: Bundle) -> Tokenizer:
-    """The bundle's tokenizer, whose special tokens must be those that the model was built with."""
-    tokenizer = Tokenizer(bundle.folder / "tokenizer.json")
-    for text, wanted in (("<|audio_pad|>", bundle.spec.audio_pad), ("<timestamp>", bundle.spec.timestamp)):
-        if tokenizer.id(text) != wanted:
-            raise BundleInvalid(
-                f"tokenizer.json in {bundle.folder} gives {text} the id {tokenizer.id(text)}, config.json {wanted}: "
-                "they belong to different models; export the checkpoint again, whole"
-            )
-    return tokenizer
 
 
 def _capacity(bundle: Bundle, wanted: int | None, default: int) -> int:

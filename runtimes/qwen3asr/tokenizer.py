@@ -8,7 +8,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer as _Tokenizer
 
-from qwen3asr.errors import BundleFileDamaged
+from qwen3asr.errors import BundleFileDamaged, BundleInvalid
+from qwen3asr.spec import ModelSpec
 
 NEEDED = (
     "<|im_start|>",
@@ -84,6 +85,23 @@ class Tokenizer:
             return self._added[index].encode()
         piece = self._tokenizer.id_to_token(index)  # None: a row of the padded vocabulary that has no token
         return b"" if piece is None else bytes(_byte_alphabet()[char] for char in piece)
+
+
+def open_tokenizer(folder: Path, spec: ModelSpec) -> Tokenizer:
+    """The tokenizer of a bundle; its special tokens must be those that the model was built with.
+
+    Raises:
+        BundleFileDamaged: as :class:`Tokenizer`.
+        BundleInvalid: tokenizer and model give a special token different ids.
+    """
+    tokenizer = Tokenizer(folder / "tokenizer.json")
+    for text, wanted in (("<|audio_pad|>", spec.audio_pad), ("<timestamp>", spec.timestamp)):
+        if tokenizer.id(text) != wanted:
+            raise BundleInvalid(
+                f"tokenizer.json in {folder} gives {text} the id {tokenizer.id(text)}, config.json {wanted}: "
+                "they belong to different models; export the checkpoint again, whole"
+            )
+    return tokenizer
 
 
 def _character_index(raw: bytes) -> list[int]:
