@@ -43,7 +43,7 @@ class Pair:
         """Start and end of every word in seconds, repaired as the runtime repairs them."""
         mel = log_mel(utterance.samples)
         prompt, marks = self._prompts.alignment(self._rows(mel), [word.text for word in utterance.words])
-        classes = self._stamper.logits(prompt.ids, mel)[marks].argmax(-1)
+        classes = self._stamper.logits(prompt.ids, mel, marks).argmax(-1)
         return np.array(repair_times((classes * 80).tolist())) / 1000
 
     def _rows(self, mel: Mel) -> Embeddings:

@@ -1,4 +1,4 @@
-"""Reading a checkpoint folder: config.json, safetensors (one file or shards), tokenizer. One tensor at a time."""
+"""A checkpoint folder, in either layout: its configuration, checked against its weights and its tokenizer."""
 
 from __future__ import annotations
 
@@ -6,60 +6,43 @@ import json
 import math
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
-import torch
-from safetensors import SafetensorError, safe_open
+from typing import Any, Literal, TypeAlias
 
 from qwen3asr.bundle import sha256
 from qwen3asr.errors import CheckpointInvalid, CheckpointKeysWrong
 from qwen3asr.spec import ModelSpec
+from qwen3asr_export import layout
+from qwen3asr_export.files import Tensors, read_json, weight_files
+
+__all__ = ["CARRIED", "Checkpoint", "Layout", "Tensors", "expected_tensors", "parameter_bytes"]
+
+Layout: TypeAlias = Literal["hf", "original"]
 
 CARRIED = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
            "preprocessor_config.json", "processor_config.json")  # fmt: skip
-"""Small files that a bundle takes over from the checkpoint as they are, where they exist."""
+"""Small files that a bundle takes over from the checkpoint, where they exist."""
 
+RANDOM = "random_weights"
+"""Key of config.json that marks a stand-in."""
 
 _HEAD, _EMBEDDING = "lm_head.weight", "model.language_model.embed_tokens.weight"
+_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _FEATURES = {"feature_size": 128, "sampling_rate": 16_000, "hop_length": 160, "n_fft": 400, "min_length": 8_000}
 """Front end that the runtime computes; a checkpoint that was trained on another one is refused."""
 
 
-class Tensors:
-    """The checkpoint's weights by name, each read when asked for; float32 ``numpy`` arrays."""
-
-    def __init__(self, files: dict[str, Path]) -> None:
-        self._files = files
-        self._open: dict[Path, Any] = {}
-
-    @property
-    def names(self) -> set[str]:
-        """Every tensor name."""
-        return set(self._files)
-
-    def _file(self, name: str) -> Any:
-        path = self._files[name]
-        if path not in self._open:
-            self._open[path] = safe_open(path, framework="pt")
-        return self._open[path]
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor, without reading it."""
-        return tuple(self._file(name).get_slice(name).get_shape())
-
-    def __getitem__(self, name: str) -> npt.NDArray[np.float32]:
-        tensor: torch.Tensor = self._file(name).get_tensor(name)
-        array: npt.NDArray[np.float32] = tensor.to(torch.float32).numpy()
-        return array
-
-
 class Checkpoint:
-    """A checkpoint folder in transformers' ``-hf`` layout.
+    """A checkpoint folder, in transformers' ``-hf`` layout or in that of the original repositories.
+
+    Attributes:
+        folder: where it is.
+        layout: ``hf`` or ``original``.
+        config: config.json as the ``-hf`` layout has it.
+        spec: shapes and special ids.
+        tensors: the weights, by the names of the ``-hf`` layout.
 
     Raises:
-        CheckpointInvalid: no such folder, no config.json, no weights, no tokenizer, or damaged ones.
+        CheckpointInvalid: no such folder, no config.json, no weights, no tokenizer, or damaged or quantised ones.
         CheckpointKeysWrong: tensor names or shapes are not exactly those that config.json implies.
         ConfigInvalid: config.json is not that of a Qwen3-ASR model.
     """
@@ -70,78 +53,119 @@ class Checkpoint:
             raise CheckpointInvalid(
                 f"there is no checkpoint folder at {folder}; give the folder that holds config.json"
             )
-        self.config = self._json("config.json")
-        if "thinker_config" in self.config:
-            raise CheckpointInvalid(
-                f"{folder} has the original layout (thinker_config), which this version does not read; "
-                "use the -hf repository of the same model"
-            )
+        self.config = read_json(folder, "config.json")
+        layout.check_tokenizer(folder)
+        self.layout: Layout = "hf"
+        self._processor: dict[str, Any] | None = None
+        if layout.is_original(self.config):
+            self.layout = "original"
+            self._flatten()
         self.spec = ModelSpec.from_config(self.config)
         self._check_features()
-        if not (folder / "tokenizer.json").is_file():
-            raise CheckpointInvalid(f"tokenizer.json is not in {folder}; download the checkpoint again, whole")
-        try:
-            self.tensors = Tensors(self._weight_files())
-            self._check_keys()
-        except SafetensorError as error:
-            raise CheckpointInvalid(f"the weights in {folder} are damaged ({error}); download them again") from error
+        self.tensors = Tensors(self._places())
+        self._check_dtypes()
+        self._check_keys()
+
+    @property
+    def random(self) -> bool:
+        """A stand-in with random weights: what it answers means nothing."""
+        return bool(self.config.get(RANDOM))
+
+    @property
+    def repeated(self) -> str | None:
+        """What the files call a tied head, where they hold it beside the embedding that it equals."""
+        return self.tensors.stored_name(_HEAD) if self.spec.tied and _HEAD in self.tensors.names else None
 
     @property
     def weight_paths(self) -> list[Path]:
         """The safetensors files, sorted."""
-        return sorted(set(self._weight_files().values()))
+        return self.tensors.paths
 
     @cached_property
     def weights_sha256(self) -> str:
         """SHA-256 of the weight files, read once."""
         return sha256(*self.weight_paths)
 
-    def _json(self, name: str) -> dict[str, Any]:
-        path = self.folder / name
-        if not path.is_file():
-            raise CheckpointInvalid(f"{name} is not in {self.folder}; give the folder of a whole checkpoint")
-        try:
-            content = json.loads(path.read_text("utf-8"))
-        except ValueError as error:
-            raise CheckpointInvalid(f"{path} is not JSON ({error}); download it again") from error
-        if not isinstance(content, dict):
-            raise CheckpointInvalid(f"{path} does not hold a JSON object; download it again")
-        return content
+    def carried(self) -> dict[str, bytes]:
+        """The small files that a bundle takes over, by name.
+
+        They are the checkpoint's own; what the original layout has elsewhere or in another form is rewritten as the
+        ``-hf`` layout has it, and tokenizer.json is built where there is none.
+
+        Raises:
+            CheckpointInvalid: tokenizer.json cannot be built.
+        """
+        paths = {name: self.folder / name for name in CARRIED}
+        files = {name: path.read_bytes() for name, path in paths.items() if path.is_file()}
+        if "tokenizer.json" not in files:
+            files["tokenizer.json"] = layout.build_tokenizer(self.folder)
+        if self.layout == "original":
+            files["config.json"] = _dump(self.config)
+        if self._processor is not None:
+            files["processor_config.json"] = _dump(self._processor)
+        return files
+
+    def _flatten(self) -> None:
+        stored, self.config = self.config, layout.flatten_config(self.config)
+        generation = read_json(self.folder, "generation_config.json", optional=True)
+        self.config = layout.complete_config(self.config, generation, layout.added_tokens(self.folder))
+        if "num_labels" in self.config:
+            time = {"timestamp_segment_time": layout.segment_milliseconds(stored)}
+            self._processor = read_json(self.folder, "processor_config.json", optional=True) | time
 
     def _check_features(self) -> None:
         """The audio front end's settings, in whichever file the checkpoint keeps them."""
         for name in ("preprocessor_config.json", "processor_config.json"):
-            settings = self._json(name) if (self.folder / name).is_file() else {}
+            settings = read_json(self.folder, name, optional=True)
             settings = settings.get("feature_extractor", settings)
             wrong = [key for key, value in _FEATURES.items() if settings.get(key, value) != value]
             if wrong:
                 named = ", ".join(f"{key} {settings[key]} where {_FEATURES[key]} is known" for key in wrong)
                 raise CheckpointInvalid(f"{name} in {self.folder} asks for another audio front end: {named}")
 
-    def _weight_files(self) -> dict[str, Path]:
-        if (self.folder / "model.safetensors.index.json").is_file():
-            index = self._json("model.safetensors.index.json")["weight_map"]
-            files = {name: self.folder / file for name, file in index.items()}
-        elif (single := self.folder / "model.safetensors").is_file():
-            with safe_open(single, framework="pt") as file:
-                files = dict.fromkeys(file.keys(), single)
-        else:
-            raise CheckpointInvalid(f"model.safetensors is not in {self.folder}; only safetensors weights are read")
-        for path in sorted(set(files.values())):
-            if not path.is_file():
-                raise CheckpointInvalid(f"the shard {path.name} is not in {self.folder}; download the checkpoint again")
-        return files
+    def _places(self) -> dict[str, tuple[Path, str]]:
+        """Of every tensor by its ``-hf`` name: its file and its name in there."""
+        places: dict[str, tuple[Path, str]] = {}
+        again = []
+        for stored, path in weight_files(self.folder).items():
+            name = layout.hf_name(stored, self.spec.kind) if self.layout == "original" else stored
+            if name in places:
+                again.append(stored)
+            places[name] = path, stored
+        if again:
+            raise CheckpointKeysWrong(self.folder, [], again, [])
+        return places
+
+    def _check_dtypes(self) -> None:
+        for name in sorted(self.tensors.names):
+            if (dtype := self.tensors.dtype(name)) not in _DTYPES:
+                raise CheckpointInvalid(
+                    f"{self.tensors.stored_name(name)} in {self.folder} is stored as {dtype}, as in a quantised "
+                    f"checkpoint, and only {', '.join(_DTYPES.values())} are read; give the checkpoint it was made from"
+                )
 
     def _check_keys(self) -> None:
-        expected = expected_tensors(self.spec)
-        names = self.tensors.names
-        missing, unexpected = sorted(expected.keys() - names), sorted(names - expected.keys())
-        if self.spec.tied and unexpected == [_HEAD] and np.array_equal(self.tensors[_HEAD], self.tensors[_EMBEDDING]):
-            unexpected = []  # a duplicate of the embedding, as the original repositories ship it
-        shapes = {name: self.tensors.shape(name) for name in expected.keys() & names}
-        misshaped = sorted(f"{name} {shape}" for name, shape in shapes.items() if shape != expected[name])
+        expected, tensors = expected_tensors(self.spec), self.tensors
+        missing = sorted(expected.keys() - tensors.names)
+        shapes = {name: tensors.shape(name) for name in tensors.names}
+        unexpected = sorted(shapes.keys() - expected.keys())
+        if _HEAD in unexpected and self._head_is_embedding():
+            unexpected.remove(_HEAD)
+        misshaped = sorted(name for name, shape in shapes.items() if shape != expected.get(name, shape))
         if missing or unexpected or misshaped:
-            raise CheckpointKeysWrong(self.folder, missing, unexpected, misshaped)
+            described = [f"{tensors.stored_name(name)} {shapes[name]}" for name in misshaped]
+            raise CheckpointKeysWrong(self.folder, missing, [tensors.stored_name(n) for n in unexpected], described)
+
+    def _head_is_embedding(self) -> bool:
+        """The original repositories ship a tied head beside the embedding."""
+        if not self.spec.tied or _EMBEDDING not in self.tensors.names:
+            return False
+        shapes = {self.tensors.shape(name) for name in (_HEAD, _EMBEDDING)}
+        return shapes == {(self.spec.vocab, self.spec.hidden)} and self.tensors.equal(_HEAD, _EMBEDDING)
+
+
+def _dump(content: dict[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2) + "\n").encode()
 
 
 def expected_tensors(spec: ModelSpec) -> dict[str, tuple[int, ...]]:

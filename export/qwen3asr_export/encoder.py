@@ -12,27 +12,31 @@ import onnx
 from qwen3asr.features import MEL_BINS
 from qwen3asr.spec import ModelSpec
 from qwen3asr_export.checkpoint import Tensors
-from qwen3asr_export.graph import FLOAT, INT64, Array, Graph, WeightFile
+from qwen3asr_export.graph import FLOAT, FLOAT16, INT64, Array, Graph, WeightFile
+from qwen3asr_export.numerics import Numerics
 
-MASKED = -1e9  # finite: a fully masked row stays finite, and in fp16 it must be lowered to -6e4
+MASKED = -6e4  # finite in fp16 too, and so far below any score that the softmax gives it nothing
+_CLAMP = 64_504.0  # of layer outputs in fp16, as the reference does: the largest number less 1000
+OPSET = 23
 _TOWER, _PROJECTOR = "model.audio_tower", "model.multi_modal_projector"
 
 
-def build_encoder(spec: ModelSpec, tensors: Tensors, weights: WeightFile) -> onnx.ModelProto:
-    """The encoder graph.
+def build_encoder(spec: ModelSpec, tensors: Tensors, weights: WeightFile, numerics: Numerics) -> onnx.ModelProto:
+    """The encoder graph; its inputs and outputs are the same at every precision.
 
     Inputs: ``mel`` float32 ``[windows, 128, frames]`` (``frames`` a multiple of the chunk, 100) and
     ``frames`` int64 ``[windows]``, the valid ones. Output: ``embeddings`` float32
     ``[windows, tokens, hidden]`` with ``tokens = frames / 100 * 13``; the first ``WindowSpec.tokens(valid)``
     rows of a window are the clip's, the rest is padding to be dropped.
     """
-    g = Graph("encoder", weights)
+    g = Graph("encoder", weights, numerics, OPSET)
     chunk, per_chunk = spec.windows.chunk_frames, spec.windows.chunk_tokens
     mel = g.input("mel", FLOAT, ["windows", MEL_BINS, "padded_frames"])
     frames = g.input("frames", INT64, ["windows"])
     windows = g.dim(mel, 0)
     valid = g.op("Unsqueeze", frames, g.const([1]))
-    x = _convolve(g, spec, tensors, _zero_fill(g, mel, valid))  # [chunks, 13, width]
+    filled = g.cast(_zero_fill(g, mel, valid), g.activation, FLOAT)
+    x = _convolve(g, spec, tensors, filled)  # [chunks, 13, width]
     x = g.reshape(x, windows, -1, spec.encoder.width)
     mask = _key_mask(g, x, valid, chunk, per_chunk)
     for index in range(spec.encoder.layers):
@@ -40,7 +44,7 @@ def build_encoder(spec: ModelSpec, tensors: Tensors, weights: WeightFile) -> onn
     x = _norm(g, tensors, f"{_TOWER}.ln_post", x)
     x = _linear(g, tensors, f"{_PROJECTOR}.linear_1", x)
     x = _linear(g, tensors, f"{_PROJECTOR}.linear_2", g.op("Gelu", x))
-    g.op("Identity", x, out="embeddings")
+    g.op("Cast", x, to=FLOAT, out="embeddings")
     g.output("embeddings", FLOAT, ["windows", "tokens", spec.hidden])
     return g.model({"component": "encoder"})
 
@@ -59,13 +63,13 @@ def _convolve(g: Graph, spec: ModelSpec, tensors: Tensors, mel: str) -> str:
     x = g.reshape(g.op("Transpose", x, perm=[0, 2, 1, 3]), -1, 1, MEL_BINS, chunk)
     for index in (1, 2, 3):
         name = f"{_TOWER}.conv2d{index}"
-        kernel, bias = g.weight(f"{name}.weight", tensors[f"{name}.weight"]), tensors[f"{name}.bias"]
-        x = g.op("Conv", x, kernel, g.weight(f"{name}.bias", bias), strides=[2, 2], pads=[1, 1, 1, 1], out=name)
+        kernel, bias = (g.vector(f"{name}.{part}", tensors[f"{name}.{part}"]) for part in ("weight", "bias"))
+        x = g.op("Conv", x, kernel, bias, strides=[2, 2], pads=[1, 1, 1, 1], out=name)
         x = g.op("Gelu", x)
     x = g.op("Transpose", x, perm=[0, 3, 1, 2])
     x = g.reshape(x, 0, 0, spec.encoder.conv_channels * spec.encoder.conv_bands)
     x = _linear(g, tensors, f"{_TOWER}.conv_out", x, bias=False)
-    return g.op("Add", x, g.weight("positions", sinusoids(spec.windows.chunk_tokens, spec.encoder.width)))
+    return g.op("Add", x, g.vector("positions", sinusoids(spec.windows.chunk_tokens, spec.encoder.width)))
 
 
 def sinusoids(length: int, channels: int) -> Array:
@@ -86,7 +90,7 @@ def _key_mask(g: Graph, x: str, valid: str, chunk: int, per_chunk: int) -> str:
     rest = g.op("Div", g.op("Add", g.op("Mod", valid, g.const(chunk)), g.const(7)), g.const(8))
     steps = g.op("Range", g.const(0), g.op("Squeeze", g.dim(x, 1)), g.const(1))
     keep = g.op("Less", steps, g.op("Add", whole, rest))
-    mask = g.op("Where", keep, g.const(0.0, np.float32), g.const(MASKED, np.float32))
+    mask = g.op("Where", keep, g.real(0.0), g.real(MASKED))
     return g.op("Unsqueeze", mask, g.const([1, 2]))
 
 
@@ -96,7 +100,8 @@ def _layer(g: Graph, spec: ModelSpec, tensors: Tensors, name: str, x: str, mask:
     x = g.op("Add", x, _attention(g, spec, tensors, f"{name}.self_attn", y, mask))
     y = _norm(g, tensors, f"{name}.final_layer_norm", x)
     y = g.op("Gelu", _linear(g, tensors, f"{name}.fc1", y))
-    return g.op("Add", x, _linear(g, tensors, f"{name}.fc2", y))
+    x = g.op("Add", x, _linear(g, tensors, f"{name}.fc2", y))
+    return g.op("Clip", x, g.real(-_CLAMP), g.real(_CLAMP)) if g.activation == FLOAT16 else x
 
 
 def _attention(g: Graph, spec: ModelSpec, tensors: Tensors, name: str, x: str, mask: str) -> str:
@@ -107,7 +112,7 @@ def _attention(g: Graph, spec: ModelSpec, tensors: Tensors, name: str, x: str, m
         return g.op("Transpose", y, perm=perm)
 
     q, k, v = split("q_proj", [0, 2, 1, 3]), split("k_proj", [0, 2, 3, 1]), split("v_proj", [0, 2, 1, 3])
-    q = g.op("Mul", q, g.const((width // heads) ** -0.5, np.float32))
+    q = g.op("Mul", q, g.real((width // heads) ** -0.5))
     weights = g.op("Softmax", g.op("Add", g.op("MatMul", q, k), mask), axis=-1)
     y = g.op("Transpose", g.op("MatMul", weights, v), perm=[0, 2, 1, 3])
     return _linear(g, tensors, f"{name}.out_proj", g.reshape(y, 0, 0, width))
@@ -118,5 +123,5 @@ def _linear(g: Graph, tensors: Tensors, name: str, x: str, bias: bool = True) ->
 
 
 def _norm(g: Graph, tensors: Tensors, name: str, x: str) -> str:
-    scale, bias = (g.weight(f"{name}.{part}", tensors[f"{name}.{part}"]) for part in ("weight", "bias"))
+    scale, bias = (g.vector(f"{name}.{part}", tensors[f"{name}.{part}"]) for part in ("weight", "bias"))
     return g.op("LayerNormalization", x, scale, bias, axis=-1, epsilon=1e-5, out=f"{name}.out")

@@ -8,22 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper
 
+if TYPE_CHECKING:
+    from qwen3asr_export.numerics import Numerics
+
 Array: TypeAlias = npt.NDArray[Any]
 Dim: TypeAlias = int | str
 
-OPSET = 23
 CONTRIB = "com.microsoft"
 PRODUCER = "qwen3asr"
 _ALIGN = 4096  # page-aligned tensors can be memory-mapped by ONNX Runtime
 
 FLOAT, INT64, INT32 = TensorProto.FLOAT, TensorProto.INT64, TensorProto.INT32
+FLOAT16, BFLOAT16 = TensorProto.FLOAT16, TensorProto.BFLOAT16
+BITS: dict[int, int] = {FLOAT: 32, FLOAT16: 16, BFLOAT16: 16}
 
 
 class WeightFile:
@@ -49,7 +53,7 @@ class WeightFile:
         self._file.write(b"\0" * (-self._file.tell() % _ALIGN))
         offset = self._file.tell()
         data = np.ascontiguousarray(array)
-        self._file.write(data.data)
+        self._file.write(data.reshape(-1).view(np.uint8).data)
         self._progress(data.nbytes)
         tensor = TensorProto(name=name, data_type=helper.np_dtype_to_tensor_dtype(data.dtype), dims=data.shape)
         tensor.data_location = TensorProto.EXTERNAL
@@ -59,15 +63,24 @@ class WeightFile:
 
 
 class Graph:
-    """An ONNX graph under construction. Tensors are known by their names (``str``)."""
+    """An ONNX graph under construction. Tensors are known by their names (``str``).
 
-    def __init__(self, name: str, weights: WeightFile) -> None:
-        self._name, self._weights = name, weights
+    Args:
+        name: of the graph.
+        weights: where its weights go.
+        numerics: what it computes in.
+        opset: version of the standard operators.
+    """
+
+    def __init__(self, name: str, weights: WeightFile, numerics: Numerics, opset: int) -> None:
+        self._name, self._weights, self._opset = name, weights, opset
+        self.numerics, self.activation = numerics, numerics.activation
         self._nodes: list[onnx.NodeProto] = []
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
         self._initializers: dict[str, TensorProto] = {}
         self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+        self._casts: dict[tuple[str, int], str] = {}
 
     def input(self, name: str, dtype: int, shape: Sequence[Dim]) -> str:
         """Declare a graph input."""
@@ -83,6 +96,15 @@ class Graph:
         if name in self._initializers:
             raise ValueError(f"weight {name} is stored already")
         self._initializers[name] = self._weights.add(name, array)
+        return name
+
+    def alias(self, name: str, weight: str, shape: Sequence[int]) -> str:
+        """A stored weight's bytes once more, as a tensor of another shape; -1 infers one axis."""
+        tensor = TensorProto()
+        tensor.CopyFrom(self._initializers[weight])
+        inferred = int(np.prod(tensor.dims)) // -int(np.prod(shape))
+        tensor.name, tensor.dims[:] = name, [inferred if size == -1 else size for size in shape]
+        self._initializers[name] = tensor
         return name
 
     def const(self, value: Any, dtype: npt.DTypeLike = np.int64) -> str:
@@ -105,10 +127,32 @@ class Graph:
         self._nodes.append(helper.make_node(kind, list(inputs), list(outs), name=name, domain=domain, **attributes))
         return list(outs)
 
+    def real(self, value: float) -> str:
+        """A scalar of the activations' type."""
+        return self.const(value, helper.tensor_dtype_to_np_dtype(self.activation))
+
+    def vector(self, name: str, array: Array) -> str:
+        """Store a small weight (norm, bias, kernel) in the activations' type."""
+        return self.weight(name, array.astype(helper.tensor_dtype_to_np_dtype(self.activation)))
+
+    def cast(self, x: str, dtype: int, source: int | None = None) -> str:
+        """``x`` in another element type; ``source`` is its own, by default the activations'.
+
+        Nothing is cast twice, and a cast back to where it came from is undone.
+        """
+        source = self.activation if source is None else source
+        if dtype == source:
+            return x
+        if (x, dtype) not in self._casts:
+            self._casts[x, dtype] = y = self.op("Cast", x, to=dtype)
+            if BITS[dtype] > BITS[source]:  # widening loses nothing, so the way back is known
+                self._casts[y, source] = x
+        return self._casts[x, dtype]
+
     def linear(self, x: str, name: str, weight: Array, bias: Array | None = None) -> str:
-        """``x @ weight.T + bias`` with a weight as PyTorch keeps it, ``[out, in]``; stored transposed."""
-        y = self.op("MatMul", x, self.weight(f"{name}.weight", weight.T), out=f"{name}.matmul")
-        return y if bias is None else self.op("Add", y, self.weight(f"{name}.bias", bias), out=f"{name}.out")
+        """``x @ weight.T + bias`` with a float32 weight as PyTorch keeps it, ``[out, in]``."""
+        y = self.numerics.matrices.linear(self, x, name, weight)
+        return y if bias is None else self.op("Add", y, self.vector(f"{name}.bias", bias), out=f"{name}.out")
 
     def dim(self, x: str, axis: int) -> str:
         """Size of an axis as an int64 tensor of shape ``[1]``."""
@@ -127,7 +171,7 @@ class Graph:
             self._nodes, self._name, self._inputs, self._outputs, list(self._initializers.values())
         )  # fmt: skip
         used = {node.domain for node in self._nodes}
-        opsets = [helper.make_opsetid("", OPSET)] + ([helper.make_opsetid(CONTRIB, 1)] if CONTRIB in used else [])
+        opsets = [helper.make_opsetid("", self._opset)] + ([helper.make_opsetid(CONTRIB, 1)] if CONTRIB in used else [])
         model = helper.make_model(graph, opset_imports=opsets, producer_name=PRODUCER)
         helper.set_model_props(model, metadata)
         return model

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -13,8 +17,11 @@ from qwen3asr.errors import CheckpointInvalid
 from qwen3asr.features import SAMPLE_RATE, Mel, Samples
 from qwen3asr.sessions.base import Embeddings, Ids
 from qwen3asr_export.checkpoint import Checkpoint
+from qwen3asr_export.layout import renames
 
 Logits = npt.NDArray[np.float32]
+
+_REPEATED = "repeated.weight"  # no name of the model: left out, and reported by that name
 
 
 class Reference:
@@ -27,8 +34,12 @@ class Reference:
     def __init__(self, checkpoint: Checkpoint) -> None:
         names = {"asr": "Qwen3ASRForConditionalGeneration", "aligner": "Qwen3ASRForTokenClassification"}
         loader = getattr(transformers, names[checkpoint.spec.kind])
-        self._model, info = loader.from_pretrained(checkpoint.folder, dtype=torch.float32, output_loading_info=True)
-        wrong = {key: sorted(names) for key, names in info.items() if names and key != "error_msgs"}
+        with _quiet():  # what it would warn of is an error below
+            self._model, info = loader.from_pretrained(
+                checkpoint.folder, dtype=torch.float32, output_loading_info=True, **_options(checkpoint)
+            )
+        found = {key: set(names) - {_REPEATED} for key, names in info.items() if key != "error_msgs"}
+        wrong = {key: sorted(names) for key, names in found.items() if names}
         if wrong:
             raise CheckpointInvalid(f"transformers does not load {checkpoint.folder} as it is: {wrong}")
         self._model.eval()
@@ -40,6 +51,13 @@ class Reference:
     def name(self) -> str:
         """What it is, with versions."""
         return f"transformers {transformers.__version__} on torch {torch.__version__}, float32"
+
+    @torch.no_grad()
+    def replace(self, change: Callable[[str, Logits], Logits]) -> None:
+        """Replace every matrix by what ``change`` makes of its name and float32 values ``[out, in]``."""
+        for name, parameter in self._model.named_parameters():
+            if parameter.ndim == 2:
+                parameter.copy_(torch.from_numpy(change(name, parameter.numpy())))
 
     def mel(self, samples: Samples) -> Mel:
         """Log-mel ``[128, frames]`` of one clip."""
@@ -65,10 +83,14 @@ class Reference:
         return array
 
     @torch.inference_mode()
-    def logits(self, ids: Ids, mel: Mel) -> Logits:
-        """Logits ``[len(ids), classes]`` of one forward pass over everything."""
-        out: torch.Tensor = self._model(input_ids=torch.from_numpy(ids)[None], **self._audio(mel)).logits
-        array: Logits = out[0].numpy()
+    def logits(self, ids: Ids, mel: Mel, keep: Ids) -> Logits:
+        """Logits ``[len(keep), classes]`` at the kept positions of one forward pass over everything."""
+        inputs: dict[str, Any] = {"input_ids": torch.from_numpy(ids)[None], **self._audio(mel)}
+        if self._spec.kind == "asr":  # never a whole vocabulary for each position
+            out: torch.Tensor = self._model(**inputs, logits_to_keep=torch.from_numpy(keep)).logits[0]
+        else:
+            out = self._model(**inputs).logits[0, torch.from_numpy(keep)]
+        array: Logits = out.numpy()
         return array
 
     @torch.inference_mode()
@@ -80,3 +102,25 @@ class Reference:
             max_new_tokens=budget, eos_token_id=list(self._spec.eos), pad_token_id=self._spec.eos[0],
         )  # fmt: skip
         return [int(index) for index in out[0, len(ids) :]]
+
+
+def _options(checkpoint: Checkpoint) -> dict[str, Any]:
+    """How transformers is to load what it does not load by itself."""
+    mapping, options = {}, {}
+    if checkpoint.repeated is not None:  # else it holds head and embedding in float32 before it ties them
+        mapping[f"^{re.escape(checkpoint.repeated)}$"] = _REPEATED
+    if checkpoint.layout == "original":  # of which by itself it makes a random model
+        mapping |= {f"^{re.escape(old)}": new for old, new in renames(checkpoint.spec.kind).items()}
+        options["config"] = transformers.Qwen3ASRConfig.from_dict(checkpoint.config)
+    return options | ({"key_mapping": mapping} if mapping else {})
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers from logging warnings."""
+    level = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(level)

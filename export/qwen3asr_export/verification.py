@@ -2,45 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 
 from qwen3asr.bundle import Bundle, amend_manifest
 from qwen3asr.decoder import Decoder
 from qwen3asr.encoder import Encoder
-from qwen3asr.errors import RequestInvalid, VerificationFailed
-from qwen3asr.features import SAMPLE_RATE, Mel, Samples, log_mel
+from qwen3asr.errors import OutputNotFinite, RequestInvalid, VerificationFailed
+from qwen3asr.features import Samples, log_mel
 from qwen3asr.generate import generate
-from qwen3asr.prompt import Prompt, PromptBuilder
-from qwen3asr.sessions.base import Embeddings, Ids
+from qwen3asr.prompt import Prompt
+from qwen3asr.sessions.base import Ids
 from qwen3asr.sessions.onnxruntime import OrtDecoder, OrtEncoder
 from qwen3asr.tokenizer import open_tokenizer
 from qwen3asr_export.checkpoint import Checkpoint
-from qwen3asr_export.graph import FLOAT
-from qwen3asr_export.reference import Reference
+from qwen3asr_export.emulation import checkable
+from qwen3asr_export.expectation import CLIP_SECONDS, GREEDY, Expectation, Expectations, expect, synthetic
+from qwen3asr_export.precision import PRECISIONS, Precision
 
-CLIP_SECONDS = (0.3, 0.5, 1.0, 1.01, 3.0, 7.99, 8.0, 8.01, 16.0, 23.7, 60.0)
-"""Around the lengths where things change: half a second, whole seconds (chunks), 8 s (windows)."""
 MEL_BOUND = 1e-4
-RELATIVE_BOUND = 2e-4
-LOGPROB_BOUND = 1e-3
-_FORCED = 48  # text tokens of the forced sequence
-_GREEDY = 24  # tokens decoded freely
-_UNITS = 12  # words given to the aligner
+_PAIRS = 4  # clips decoded two at a time
 
 
 @dataclass(slots=True)
 class Check:
-    """One comparison: the worst figure over all clips, against its bound."""
+    """One comparison: the worst figure of all clips, against its bound."""
 
     name: str
-    bound: float
+    bound: float | None
     unit: str
     worst: float = 0.0
     where: str = "-"
@@ -48,12 +42,12 @@ class Check:
 
     @property
     def passed(self) -> bool:
-        """Within the bound, and run at all."""
-        return self.count > 0 and self.worst <= self.bound
+        """Within the bound, where there is one, and run at all."""
+        return self.count > 0 and (self.bound is None or self.worst <= self.bound)
 
-    def add(self, value: float, where: str) -> None:
-        """Take in one clip's figure; NaN counts as infinite."""
-        self.count += 1
+    def add(self, value: float, where: str, count: int = 1) -> None:
+        """Take in one figure, made of ``count`` comparisons; NaN counts as infinite."""
+        self.count += count
         value = float("inf") if np.isnan(value) else float(value)
         if value > self.worst:
             self.worst, self.where = value, where
@@ -81,10 +75,11 @@ class Report:
 
     def table(self) -> str:
         """One line a check."""
-        lines = [f"{'check':<34}{'worst':>12}{'bound':>10}  {'unit':<18}{'clips':>6}  verdict"]
+        lines = [f"{'check':<34}{'worst':>12}{'bound':>10}  {'unit':<18}{'count':>6}  verdict"]
         for c in self.checks:
-            verdict = "ok" if c.passed else f"FAILED at {c.where}"
-            lines.append(f"{c.name:<34}{c.worst:>12.3g}{c.bound:>10.3g}  {c.unit:<18}{c.count:>6}  {verdict}")
+            bound = "-" if c.bound is None else f"{c.bound:.3g}"
+            verdict = f"FAILED at {c.where}" if not c.passed else "not judged" if c.bound is None else "ok"
+            lines.append(f"{c.name:<34}{c.worst:>12.3g}{bound:>10}  {c.unit:<18}{c.count:>6}  {verdict}")
         return "\n".join(lines)
 
 
@@ -93,17 +88,22 @@ def verify(
     checkpoint: Checkpoint,
     *,
     seconds: tuple[float, ...] = CLIP_SECONDS,
-    recordings: dict[str, Samples] | None = None,
+    recordings: Mapping[str, Samples] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Report:
-    """Compare a bundle with its checkpoint run by transformers.
+    """Compare a bundle with its checkpoint run by transformers in float32.
+
+    The reference runs first and is gone before the bundle is loaded, so memory holds one of them at a time. Integer
+    weights are judged twice: the graphs against the reference with the weights that they store, and the stored
+    weights ("damage") against the checkpoint's own; see :class:`qwen3asr_export.precision.Bounds`.
+    Half-precision graphs are run as :mod:`qwen3asr_export.emulation` says.
 
     Args:
         bundle: what was exported.
         checkpoint: what it was exported from.
         seconds: lengths of the synthetic clips.
         recordings: more clips by name, float32 at 16 kHz.
-        progress: told how many clips are done.
+        progress: told how many clips are done, by the reference and by the bundle.
 
     The figures are recorded in the bundle, good or bad.
 
@@ -116,158 +116,150 @@ def verify(
             f"{bundle.folder} was not exported from {checkpoint.folder}, but from a checkpoint called "
             f"{bundle.manifest.source['name']} with other weights; give that one"
         )
-    clips = {f"{length:g} s": synthetic(length) for length in seconds} | (recordings or {})
-    judge = _AlignerJudge(bundle, checkpoint) if bundle.manifest.kind == "aligner" else _AsrJudge(bundle, checkpoint)
-    for done, (name, samples) in enumerate(clips.items()):
-        progress(done, len(clips) + 1)
-        judge.clip(name, samples)
-    judge.batch(list(clips.values()))
-    progress(len(clips) + 1, len(clips) + 1)
-    report = Report(judge.reference.name, judge.checks)
+    clips = {f"{length:g} s": synthetic(length) for length in seconds} | dict(recordings or {})
+    precision = PRECISIONS[bundle.manifest.precision]
+    steps = _Steps((3 if precision.quantised else 2) * len(clips), progress)
+    expected = expect(checkpoint, open_tokenizer(bundle.folder, bundle.spec), precision, clips, steps.next)
+    judge = _Judge(bundle, precision, expected, damage_counts=not checkpoint.random)
+    judge.encoder()
+    judge.decoder(steps.next)
+    report = Report(expected.reference, judge.checks)
     amend_manifest(bundle, report.to_dict())
     if not report.passed:
         raise VerificationFailed(f"{bundle.manifest.source['name']} and its export differ:\n{report.table()}")
     return report
 
 
-def synthetic(seconds: float) -> Samples:
-    """A clip with speech's rhythm: gliding harmonics in syllables, pauses, and noise; the same every time."""
-    rng = np.random.default_rng(int(seconds * 1000))
-    time = np.arange(int(seconds * SAMPLE_RATE)) / SAMPLE_RATE
-    pitch = 120 + 40 * np.sin(2 * np.pi * 0.7 * time) + 15 * np.sin(2 * np.pi * 3.1 * time)
-    phase = 2 * np.pi * np.cumsum(pitch) / SAMPLE_RATE
-    voice = sum(np.sin(k * phase) * (1 + np.sin(2 * np.pi * (0.3 + 0.17 * k) * time)) / k for k in range(1, 20))
-    syllables = np.clip(np.sin(2 * np.pi * 2.3 * time) + 0.5 * np.sin(2 * np.pi * 0.4 * time), 0, 1)
-    mixed = 0.12 * syllables * voice + 0.01 * rng.standard_normal(len(time))
-    clip: Samples = mixed.astype(np.float32)
-    return clip
+class _Steps:
+    def __init__(self, total: int, progress: Callable[[int, int], None]) -> None:
+        self._done, self._total, self._progress = 0, total, progress
+        progress(0, total)
+
+    def next(self) -> None:
+        self._done += 1
+        self._progress(self._done, self._total)
 
 
 class _Judge:
-    """What recogniser and aligner have in common: features, encoder, logits."""
+    """Runs the bundle's graphs on what the reference expects; a graph is loaded when its turn comes."""
 
-    def __init__(self, bundle: Bundle, checkpoint: Checkpoint) -> None:
-        self.reference = Reference(checkpoint)
-        spec = self._spec = bundle.spec
-        self._prompts = PromptBuilder(open_tokenizer(bundle.folder, bundle.spec))
-        self._encoder = Encoder(OrtEncoder(bundle.component("encoder")), spec.windows)
-        graph = bundle.component("decoder")
-        room = bundle.manifest.limits["positions"]
-        self._session = OrtDecoder(graph, spec, slots=2, capacity=room)
-        self._debug = OrtDecoder(with_logits(graph), spec, slots=1, capacity=room, weights=graph.parent)
-        self._decoder = Decoder(self._session, spec.audio_pad, spec.hidden)
+    def __init__(self, bundle: Bundle, precision: Precision, expected: Expectations, *, damage_counts: bool) -> None:
+        self._bundle, self._spec, self._expected = bundle, bundle.spec, expected
+        bounds, aligner = precision.bounds, bundle.manifest.kind == "aligner"
+        self._exact = bounds.answers == 0
+        what = "aligner classes" if aligner else "forced tokens"
         self._mel = Check("mel", MEL_BOUND, "absolute")
-        self._embeddings = Check("encoder embeddings", RELATIVE_BOUND, "relative to max")
-        self._encoder_batch = Check("encoder: batch against single", RELATIVE_BOUND, "relative to max")
-        self._logits = Check("decoder logits", RELATIVE_BOUND, "relative to max")
-        self._logprobs = Check("log probabilities", LOGPROB_BOUND, "absolute")
-
-    def _stages(self, name: str, samples: Samples) -> tuple[Mel, Embeddings]:
-        """Compare mel and embeddings; returns the reference's mel and our embeddings."""
-        mel, wanted = log_mel(samples), self.reference.mel(samples)
-        self._mel.add(float(np.abs(mel - wanted).max()) if mel.shape == wanted.shape else float("inf"), name)
-        (embeddings,) = self._encoder.encode([mel])
-        self._embeddings.add(_relative(embeddings, self.reference.embeddings(wanted)), name)
-        return wanted, embeddings
-
-    def _compare_logits(self, name: str, prompt: Prompt, mel: Mel) -> None:
-        everywhere = np.arange(len(prompt.ids))
-        zero = np.zeros(1, np.int64)
-        got = self._debug.logits(prompt.ids[None], prompt.audio, everywhere[None], range(1), zero)[0]
-        wanted = self.reference.logits(prompt.ids, mel)
-        self._logits.add(_relative(got, wanted), name)
-        picked = self._decoder.prefill(prompt, everywhere, slot=0)
-        highest = wanted.max(axis=-1, keepdims=True)
-        best = -np.log(np.exp(wanted - highest).sum(axis=-1))
-        self._logprobs.add(float(np.abs(picked.logprobs[0] - best).max()), name)
-
-    def batch(self, clips: list[Samples]) -> None:
-        """Clips encoded together against each by itself."""
-        mels = [log_mel(samples) for samples in clips]
-        for index, rows in enumerate(self._encoder.encode(mels)):
-            self._encoder_batch.add(_relative(rows, self._encoder.encode([mels[index]])[0]), f"clip {index}")
-
-
-class _AsrJudge(_Judge):
-    def __init__(self, bundle: Bundle, checkpoint: Checkpoint) -> None:
-        super().__init__(bundle, checkpoint)
+        self._embeddings = Check("encoder embeddings", bounds.embeddings, "relative to max")
+        self._encoder_batch = Check("encoder: batch against single", bounds.batch, "relative to max")
+        self._logits = Check("decoder logits", bounds.logits, "relative to max")
+        self._logprobs = Check("log probabilities", bounds.logprob, "absolute")
+        self._answers = Check(f"{what} that differ", bounds.answers, "share")
+        self._finite = Check("NaN and infinite values", 0, "values")
         self._ids = Check("greedy token ids", 0, "differing ids")
-        self._step_batch = Check("decoder: batch against single", 0, "differing ids")
-        self.checks = [
-            self._mel,
-            self._embeddings,
-            self._logits,
-            self._logprobs,
-            self._ids,
-            self._encoder_batch,
-            self._step_batch,
-        ]
+        self._step_batch = Check("decoder: batch against single", bounds.logprob, "absolute")
+        limits = (bounds.damage_embeddings, bounds.damage_answers) if damage_counts else (None, None)
+        self._damage_embeddings = Check("damage: encoder embeddings", limits[0], "relative to max")
+        self._damage_answers = Check(f"damage: {what} that differ", limits[1], "share")
+        self._ours: dict[str, npt.NDArray[np.float32]] = {}
+        self.checks = [self._mel, self._embeddings, self._encoder_batch, self._logits, self._logprobs, self._answers]
+        self.checks += [self._finite] if aligner else [self._finite, self._step_batch]
+        self.checks += [self._ids] if self._exact and not aligner else []
+        self.checks += [self._damage_embeddings, self._damage_answers] if precision.quantised else []
 
-    def clip(self, name: str, samples: Samples) -> None:
-        mel, embeddings = self._stages(name, samples)
-        prompt = self._prompts.transcription(embeddings)
-        text = np.random.default_rng(len(samples)).integers(0, self._spec.audio_pad, _FORCED)
-        self._compare_logits(name, Prompt(np.concatenate([prompt.ids, text]), prompt.audio), mel)
-        got = generate(self._decoder, prompt, eos=self._spec.eos, budget=_GREEDY).tokens
-        wanted = [index for index in self.reference.greedy(prompt.ids, mel, _GREEDY) if index not in self._spec.eos]
-        self._ids.add(_differing(got, wanted), name)
+    def encoder(self) -> None:
+        """Mel and embeddings of each clip, and of all clips in one batch."""
+        encoder = Encoder(OrtEncoder(*self._graph("encoder")), self._spec.windows)
+        mels = []
+        for name, wanted in self._expected.stored.items():
+            mel = log_mel(wanted.samples)
+            self._mel.add(_largest(mel, wanted.mel), name)
+            mels.append(mel)
+            (self._ours[name],) = encoder.encode([mel])
+            self._embeddings.add(_relative(self._ours[name], wanted.embeddings), name)
+            self._damage_embeddings.add(_relative(self._ours[name], self._expected.original[name].embeddings), name)
+            self._count_infinite(self._ours[name], name)
+        for name, rows in zip(self._expected.stored, encoder.encode(mels), strict=True):
+            self._encoder_batch.add(_relative(rows, self._ours[name]), name)
 
-    def batch(self, clips: list[Samples]) -> None:
-        super().batch(clips)
-        shortest = sorted(clips, key=len)[:4]
-        prompts = [self._prompts.transcription(rows) for rows in self._encoder.encode([log_mel(c) for c in shortest])]
-        alone = [generate(self._decoder, p, eos=(), budget=_GREEDY, slot=1).tokens for p in prompts]
-        for first in range(len(prompts)):
-            second = (first + 1) % len(prompts)
-            together = self._pair(prompts[first], prompts[second])
-            for index, tokens in zip((first, second), together, strict=True):
-                self._step_batch.add(_differing(tokens, alone[index]), f"clip {index}")
+    def decoder(self, clip_done: Callable[[], None]) -> None:
+        """Logits from the reference's embeddings; then, of the shipped graph, what a user gets from our own."""
+        debug = self._session(slots=1, logits=True)
+        for name, wanted in self._expected.stored.items():
+            keep = wanted.keep[None]
+            logits = debug.logits(wanted.ids[None], wanted.embeddings, keep, range(1), np.zeros(1, np.int64))[0]
+            self._logits.add(_relative(logits, wanted.logits), name)
+            self._count_infinite(logits, name)
+        del debug
+        session = self._session(slots=2)
+        decoder = Decoder(session, self._spec.audio_pad, self._spec.hidden)
+        differing, damaged, positions = 0, 0, 0
+        for name, wanted in self._expected.stored.items():
+            answers = self._answer(decoder, name, wanted)
+            differing += _differing(answers, wanted.logits.argmax(-1))
+            damaged += _differing(answers, self._expected.original[name].logits.argmax(-1))
+            positions += len(wanted.keep)
+            clip_done()
+        self._answers.add(differing / positions, "all clips", positions)
+        self._damage_answers.add(damaged / positions, "all clips", positions)
+        if self._spec.kind == "asr":
+            self._batch(session, decoder)
 
-    def _pair(self, *prompts: Prompt) -> list[list[int]]:
-        """Two requests of different lengths decoded in one batch."""
-        picked = [
-            self._decoder.prefill(prompt, np.array([len(prompt.ids) - 1]), slot) for slot, prompt in enumerate(prompts)
-        ]
-        tokens = [[int(p.tokens[0, 0])] for p in picked]
-        no_audio = np.zeros((0, self._spec.hidden), np.float32)
-        for _ in range(_GREEDY - 1):
-            ids: Ids = np.array([[row[-1]] for row in tokens], np.int64)
-            past: Ids = np.array([len(p.ids) + len(row) - 1 for p, row in zip(prompts, tokens, strict=True)], np.int64)
-            step = self._session.run(ids, no_audio, np.zeros((2, 1), np.int64), range(2), past)
-            for row, token in zip(tokens, step.tokens[:, 0], strict=True):
-                row.append(int(token))
-        return tokens
+    def _answer(self, decoder: Decoder, name: str, wanted: Expectation) -> list[int]:
+        """Our answers at the clip's forced positions; none where they are not numbers."""
+        try:
+            picked = decoder.prefill(Prompt(wanted.ids, self._ours[name]), wanted.keep, slot=0)
+        except OutputNotFinite:
+            self._finite.add(1, name)
+            return []
+        highest = wanted.logits.max(axis=-1, keepdims=True)
+        best = -np.log(np.exp(wanted.logits - highest).sum(axis=-1))
+        self._logprobs.add(_largest(picked.logprobs[0], best), name)
+        if self._exact and self._spec.kind == "asr":
+            prompt = Prompt(wanted.ids[: wanted.prompt], self._ours[name])
+            tokens = generate(decoder, prompt, eos=self._spec.eos, budget=GREEDY).tokens
+            self._ids.add(_differing(tokens, wanted.greedy), name)
+        return [int(token) for token in picked.tokens[0]]
+
+    def _batch(self, session: OrtDecoder, decoder: Decoder) -> None:
+        """Two requests of different lengths stepped together, against each by itself in the same slot."""
+        expected = self._expected.stored
+        shortest = sorted(expected, key=lambda name: len(expected[name].ids))[:_PAIRS]
+        for first, second in zip(shortest, shortest[1:] + shortest[:1], strict=True):
+            pair = [expected[name] for name in (first, second)]
+            ids: Ids = np.array([[wanted.ids[wanted.prompt]] for wanted in pair])
+            past: Ids = np.array([wanted.prompt for wanted in pair])
+            for slot, (name, wanted) in enumerate(zip((first, second), pair, strict=True)):
+                prompt = Prompt(wanted.ids[: wanted.prompt], self._ours[name])
+                decoder.prefill(prompt, np.array([wanted.prompt - 1]), slot)
+            nothing = np.zeros((0, self._spec.hidden), np.float32)
+            together = session.run(ids, nothing, np.zeros((2, 1), np.int64), range(2), past)
+            for slot, name in enumerate((first, second)):  # the same step again, which overwrites the same position
+                alone = decoder.step(int(ids[slot, 0]), slot, int(past[slot]))
+                apart = abs(float(alone.logprobs[0, 0] - together.logprobs[slot, 0]))
+                same = not self._exact or alone.tokens[0, 0] == together.tokens[slot, 0]
+                self._step_batch.add(apart if same else float("inf"), f"{first} beside {second}: {name}")
+
+    def _session(self, slots: int, *, logits: bool = False) -> OrtDecoder:
+        longest = max(len(wanted.ids) for wanted in self._expected.stored.values())
+        graph, weights = self._graph("decoder", logits=logits)
+        return OrtDecoder(graph, self._spec, slots=slots, capacity=longest + GREEDY, weights=weights)
+
+    def _graph(self, component: str, *, logits: bool = False) -> tuple[bytes, Path]:
+        path = self._bundle.component(component)
+        return checkable(path, logits=logits), path.parent
+
+    def _count_infinite(self, array: npt.NDArray[np.float32], name: str) -> None:
+        self._finite.add(int(np.count_nonzero(~np.isfinite(array))), name)
 
 
-class _AlignerJudge(_Judge):
-    def __init__(self, bundle: Bundle, checkpoint: Checkpoint) -> None:
-        super().__init__(bundle, checkpoint)
-        self._classes = Check("aligner classes", 0, "differing classes")
-        self.checks = [self._mel, self._embeddings, self._logits, self._logprobs, self._classes, self._encoder_batch]
-
-    def clip(self, name: str, samples: Samples) -> None:
-        mel, embeddings = self._stages(name, samples)
-        prompt, marks = self._prompts.alignment(embeddings, [f"w{n}" for n in range(_UNITS)])
-        self._compare_logits(name, prompt, mel)
-        got = self._decoder.prefill(prompt, marks, slot=0).tokens[0]
-        wanted = self.reference.logits(prompt.ids, mel)[marks].argmax(-1)
-        self._classes.add(_differing(got.tolist(), wanted.tolist()), name)
-
-
-def with_logits(graph: Path) -> bytes:
-    """The decoder's model with its inner ``logits`` made an output; its weights stay where they are."""
-    model = onnx.load(graph, load_external_data=False)
-    model.graph.output.append(onnx.helper.make_tensor_value_info("logits", FLOAT, ["batch", "taken", "classes"]))
-    content: bytes = model.SerializeToString()
-    return content
+def _largest(got: npt.NDArray[np.float32], wanted: npt.NDArray[np.float32]) -> float:
+    return float(np.abs(got - wanted).max()) if got.shape == wanted.shape else float("inf")
 
 
 def _relative(got: npt.NDArray[np.float32], wanted: npt.NDArray[np.float32]) -> float:
-    if got.shape != wanted.shape:
-        return float("inf")
-    return float(np.abs(got - wanted).max() / max(float(np.abs(wanted).max()), 1e-9))
+    return _largest(got, wanted) / max(float(np.abs(wanted).max()), 1e-9)
 
 
-def _differing(got: Iterable[int], wanted: Iterable[int]) -> float:
+def _differing(got: Iterable[int], wanted: Iterable[int]) -> int:
     left, right = list(got), list(wanted)
-    return float(sum(a != b for a, b in zip(left, right, strict=False)) + abs(len(left) - len(right)))
+    return int(sum(a != b for a, b in zip(left, right, strict=False)) + abs(len(left) - len(right)))

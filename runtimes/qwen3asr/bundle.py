@@ -31,6 +31,8 @@ from qwen3asr.spec import Kind, ModelSpec
 
 FORMAT = 1
 MANIFEST = "bundle.json"
+CARD = "README.md"
+"""The model card: for readers, so it may be edited and is not among the files that are checked."""
 COMPONENTS = ("encoder", "decoder")
 _ALWAYS_HASHED = 32 << 20  # smaller files are hashed at every load: a swapped graph or tokenizer is found at once
 
@@ -41,12 +43,12 @@ class Manifest:
 
     Attributes:
         kind: ``asr`` or ``aligner``.
-        precision: name of the weights' precision, ``fp32``.
+        precision: one of :data:`qwen3asr.precisions.PRECISIONS`.
         dialect: which operators the graphs use, ``ort`` or ``standard``.
         opset: ONNX opset of the graphs.
         components: name of each graph to its file.
         limits: ``positions``, the longest sequence that the decoder's tables allow.
-        source: checkpoint name, its weights' SHA-256, and the versions that exported it.
+        source: checkpoint name, its weights' SHA-256, the versions that exported it, and the hub's ``revision``.
         verified: what ``verify`` measured, or ``None``.
     """
 
@@ -180,12 +182,20 @@ def sha256(*paths: Path) -> str:
 def new_bundle(
     target: Path, needed: int, *, replace: bool = False
 ) -> Iterator[tuple[Path, Callable[[Manifest], None]]]:
-    """A folder to fill, which becomes ``target`` when the block ends without an error.
+    """As :func:`new_folder`, for a bundle.
 
     Yields the temporary folder and a function that writes its manifest (call it again to amend it).
+    """
+    with new_folder(target, needed, replace=replace) as folder:
+        yield folder, lambda manifest: _write_manifest(folder, manifest)
+
+
+@contextmanager
+def new_folder(target: Path, needed: int, *, replace: bool = False) -> Iterator[Path]:
+    """A temporary folder to fill, which becomes ``target`` when the block ends without an error.
 
     Args:
-        target: where the bundle goes.
+        target: where it goes.
         needed: bytes that will be written; checked against the free space first.
         replace: an existing bundle is replaced, once the new one is whole.
 
@@ -194,19 +204,19 @@ def new_bundle(
         DiskFull: too little room, at the start or on the way.
     """
     target = target.absolute()
-    _check_target(target, replace)
+    check_target(target, replace)
     target.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(target.parent).free
     if free < needed:
         raise DiskFull(
             errno.ENOSPC,
-            f"the bundle needs {needed / 1e6:.0f} MB and {target.parent} has {free / 1e6:.0f} MB free; "
+            f"{target.name} needs {needed / 1e6:.0f} MB and {target.parent} has {free / 1e6:.0f} MB free; "
             "free some space or choose another disk",
         )
     folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
     try:
         folder.chmod(0o755)
-        yield folder, lambda manifest: _write_manifest(folder, manifest)
+        yield folder
         _put_in_place(folder, target, replace)
     except OSError as error:
         if error.errno == errno.ENOSPC and not isinstance(error, DiskFull):
@@ -226,7 +236,7 @@ def amend_manifest(bundle: Bundle, verified: Mapping[str, Any]) -> None:
 def _write_manifest(folder: Path, manifest: Manifest) -> None:
     files = {}
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name != MANIFEST:
+        if path.is_file() and path.name not in (MANIFEST, CARD):
             files[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "sha256": sha256(path)}
     content = {"format": FORMAT, **{name: getattr(manifest, name) for name in Manifest.__dataclass_fields__}}
     _replace_text(folder / MANIFEST, json.dumps(content | {"files": files}, indent=2) + "\n")
@@ -238,7 +248,12 @@ def _replace_text(path: Path, text: str) -> None:
     draft.replace(path)
 
 
-def _check_target(target: Path, replace: bool) -> None:
+def check_target(target: Path, replace: bool) -> None:
+    """Refuse a target that :func:`new_bundle` would refuse.
+
+    Raises:
+        TargetExists: it exists and is not to be replaced, or is no bundle.
+    """
     if not target.exists():
         return
     is_bundle = (target / MANIFEST).is_file()
@@ -247,7 +262,7 @@ def _check_target(target: Path, replace: bool) -> None:
 
 
 def _put_in_place(folder: Path, target: Path, replace: bool) -> None:
-    _check_target(target, replace)  # it may have appeared meanwhile
+    check_target(target, replace)  # it may have appeared meanwhile
     if not target.exists():
         folder.rename(target)
         return

@@ -15,31 +15,39 @@ class Qwen3AsrError(Exception):
     """Base of every error of this library."""
 
 
+class AudioError(Qwen3AsrError):
+    """Base of what one clip can have: the next one may be good."""
+
+
+class UsageError(Qwen3AsrError):
+    """Base of what was asked wrongly, whatever the audio and the model."""
+
+
 # --- audio -----------------------------------------------------------------------------------------------------
 
 
-class AudioNotFound(Qwen3AsrError, FileNotFoundError):
+class AudioNotFound(AudioError, FileNotFoundError):
     """The path names no file."""
 
     def __init__(self, path: str | Path) -> None:
         super().__init__(f"there is no audio file at {path}; check the path")
 
 
-class AudioUnreadable(Qwen3AsrError, ValueError):
+class AudioUnreadable(AudioError, ValueError):
     """The bytes are not audio that libsndfile or ffmpeg can read."""
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(f"{name} cannot be read as audio: {reason}")
 
 
-class AudioEmpty(Qwen3AsrError, ValueError):
+class AudioEmpty(AudioError, ValueError):
     """The file has no bytes, or the audio no samples."""
 
     def __init__(self, name: str) -> None:
         super().__init__(f"{name} holds no audio samples; give at least one sample of sound")
 
 
-class AudioNotFinite(Qwen3AsrError, ValueError):
+class AudioNotFinite(AudioError, ValueError):
     """Samples are NaN or infinite."""
 
     def __init__(self, name: str, count: int, first: float) -> None:
@@ -49,11 +57,11 @@ class AudioNotFinite(Qwen3AsrError, ValueError):
         )
 
 
-class AudioFormatInvalid(Qwen3AsrError, TypeError):
+class AudioFormatInvalid(AudioError, TypeError):
     """An array whose type, shape or rate cannot be audio."""
 
 
-class AudioTooLong(Qwen3AsrError, ValueError):
+class AudioTooLong(AudioError, ValueError):
     """The clip does not fit the KV cache, or the aligner's time classes."""
 
     def __init__(self, seconds: float, limit: float, what: str = "KV cache") -> None:
@@ -66,7 +74,7 @@ class AudioTooLong(Qwen3AsrError, ValueError):
 # --- requests --------------------------------------------------------------------------------------------------
 
 
-class LanguageUnknown(Qwen3AsrError, ValueError):
+class LanguageUnknown(UsageError, ValueError):
     """Not one of the languages that the model knows."""
 
     def __init__(self, language: str, known: Iterable[str], what: str = "the recogniser") -> None:
@@ -77,15 +85,15 @@ class LanguageUnknown(Qwen3AsrError, ValueError):
         super().__init__(f"{what} does not know the language {language!r}; {hint}it knows {', '.join(names)}")
 
 
-class ContextInvalid(Qwen3AsrError, ValueError):
+class ContextInvalid(UsageError, ValueError):
     """The context holds text that would change the prompt's structure."""
 
 
-class RequestInvalid(Qwen3AsrError, ValueError):
+class RequestInvalid(UsageError, ValueError):
     """An argument that does not fit the others."""
 
 
-class AlignerMissing(Qwen3AsrError, ValueError):
+class AlignerMissing(UsageError, ValueError):
     """Word times were asked of a model that was loaded without an aligner."""
 
     def __init__(self) -> None:
@@ -97,6 +105,14 @@ class ExtraMissing(Qwen3AsrError, ImportError):
 
     def __init__(self, feature: str, package: str, extra: str) -> None:
         super().__init__(f"{feature} needs the package {package}; install it with: pip install 'qwen3asr[{extra}]'")
+
+
+class ManifestInvalid(UsageError, ValueError):
+    """The manifest of an evaluation cannot be used; all its problems are named."""
+
+    def __init__(self, manifest: Path, problems: list[str]) -> None:
+        more = [f"and {len(problems) - 10} more"] if len(problems) > 10 else []
+        super().__init__("\n  ".join([f"{manifest} cannot be used:", *problems[:10], *more]))
 
 
 # --- bundles ---------------------------------------------------------------------------------------------------
@@ -170,7 +186,7 @@ class ConfigInvalid(Qwen3AsrError, ValueError):
     """config.json lacks a key, or asks for what Qwen3-ASR does not have."""
 
     def __init__(self, key: str, reason: str = "it is not there") -> None:
-        super().__init__(f"config.json, {key}: {reason}; is this a Qwen3-ASR model in the -hf layout?")
+        super().__init__(f"config.json, {key}: {reason}; is this the config.json of a Qwen3-ASR model?")
 
 
 # --- export ----------------------------------------------------------------------------------------------------
@@ -178,6 +194,18 @@ class ConfigInvalid(Qwen3AsrError, ValueError):
 
 class CheckpointInvalid(Qwen3AsrError, ValueError):
     """The folder is no Qwen3-ASR checkpoint that can be exported."""
+
+
+class CheckpointNotFound(CheckpointInvalid, FileNotFoundError):
+    """The hub has no such repository or revision, or its copy on this machine is not whole."""
+
+
+class CheckpointForbidden(CheckpointInvalid, PermissionError):
+    """The hub gives the repository only to those who agreed to its terms, or are named."""
+
+
+class HubUnreachable(Qwen3AsrError, ConnectionError):
+    """The hub does not answer, or the connection broke."""
 
 
 class CheckpointKeysWrong(Qwen3AsrError, ValueError):
@@ -195,7 +223,7 @@ class CheckpointKeysWrong(Qwen3AsrError, ValueError):
         )
 
 
-class TargetExists(Qwen3AsrError, FileExistsError):
+class TargetExists(UsageError, FileExistsError):
     """The export target is already there."""
 
     def __init__(self, target: Path, is_bundle: bool) -> None:

@@ -10,6 +10,7 @@ from qwen3asr.bundle import Bundle, open_bundle
 from qwen3asr.decoder import Decoder
 from qwen3asr.encoder import Encoder
 from qwen3asr.errors import BundleInvalid, DeviceUnavailable, ExtraMissing, RequestInvalid
+from qwen3asr.precisions import PRECISIONS, for_device
 from qwen3asr.prompt import PromptBuilder
 from qwen3asr.recognizer import Recognizer
 from qwen3asr.tokenizer import open_tokenizer
@@ -43,12 +44,13 @@ def load(
     Raises:
         BundleNotFound, BundleInvalid, BundleTooNew, BundleKindWrong, BundleFileMissing, BundleFileDamaged,
         ConfigInvalid: the bundle cannot be used; the message says why.
-        DeviceUnavailable: the device cannot be used.
+        DeviceUnavailable: the device cannot be used, or does not run the bundle's precision.
         ExtraMissing: ONNX Runtime is not installed.
         RequestInvalid: capacity or threads make no sense.
     """
     _check_settings(device, threads)
     opened = open_bundle(Path(bundle), kind="asr", check_hashes=check_hashes)
+    _check_precision(opened)
     room, tokenizer = _capacity(opened, capacity, ASR_CAPACITY), open_tokenizer(opened.folder, opened.spec)
     words = None
     if aligner is not None:
@@ -65,6 +67,7 @@ def load_aligner(
     """
     _check_settings(device, threads)
     opened = open_bundle(Path(bundle), kind="aligner", check_hashes=check_hashes)
+    _check_precision(opened)
     prompts = PromptBuilder(open_tokenizer(opened.folder, opened.spec))
     class_ms = float(opened.config("processor_config.json").get("timestamp_segment_time", 80.0))
     graphs = _graphs(opened, _capacity(opened, None, ALIGNER_CAPACITY), threads)
@@ -76,6 +79,20 @@ def _check_settings(device: str, threads: int) -> None:
         raise DeviceUnavailable(f"device={device!r} is not available; this version runs on 'cpu'")
     if threads < 0:
         raise RequestInvalid(f"threads={threads} makes no sense; give 0 for one a core, or a positive number")
+
+
+def _check_precision(bundle: Bundle) -> None:
+    name, here = bundle.manifest.precision, "cpu"
+    if name not in PRECISIONS:
+        raise BundleInvalid(
+            f"{bundle.folder} has the precision {name!r}, which this version does not know; "
+            "upgrade with: pip install -U qwen3asr"
+        )
+    if here not in PRECISIONS[name].devices:
+        raise DeviceUnavailable(
+            f"{bundle.folder} has the precision {name}, which runs on {' and '.join(PRECISIONS[name].devices)}, not on "
+            f"the CPU; export the checkpoint again with --precision {', '.join(for_device(here))} or auto"
+        )
 
 
 def _capacity(bundle: Bundle, wanted: int | None, default: int) -> int:
@@ -95,11 +112,6 @@ def _graphs(bundle: Bundle, capacity: int, threads: int) -> tuple[Encoder, Decod
             raise
         raise ExtraMissing("running on the CPU", "onnxruntime", "cpu") from error
     spec = bundle.spec
-    if bundle.manifest.dialect != OrtDecoder.dialect:
-        raise BundleInvalid(
-            f"{bundle.folder} holds graphs of the dialect {bundle.manifest.dialect!r}, which ONNX Runtime's session "
-            f"does not run; export it again with the dialect {OrtDecoder.dialect!r}"
-        )
     decoder = OrtDecoder(bundle.component("decoder"), spec, slots=1, capacity=capacity, threads=threads)
-    encoder = OrtEncoder(bundle.component("encoder"), threads)
+    encoder = OrtEncoder(bundle.component("encoder"), threads=threads)
     return Encoder(encoder, spec.windows), Decoder(decoder, spec.audio_pad, spec.hidden)

@@ -16,7 +16,9 @@ from tests.checkpoints import TINY, make_checkpoint
 from qwen3asr.errors import CheckpointInvalid, CheckpointKeysWrong, ConfigInvalid
 from qwen3asr_export import export
 from qwen3asr_export.checkpoint import Checkpoint
+from qwen3asr_export.reference import Reference
 
+INDEX = "model.safetensors.index.json"
 NORM = "model.language_model.norm.weight"
 
 
@@ -56,7 +58,9 @@ def test_a_duplicate_head_is_no_mistake(copy: Path) -> None:
     """The original repositories ship the tied head a second time."""
     embedding = load_file(copy / "model.safetensors")["model.language_model.embed_tokens.weight"]
     _rewrite(copy, lambda tensors: tensors.update({"lm_head.weight": embedding.clone()}))
-    assert Checkpoint(copy).spec.tied
+    checkpoint = Checkpoint(copy)
+    assert (checkpoint.spec.tied, checkpoint.repeated) == (True, "lm_head.weight")
+    assert Reference(checkpoint).name
 
 
 def test_a_second_head_that_differs_is_not_dropped_silently(copy: Path) -> None:
@@ -71,7 +75,8 @@ def test_another_audio_front_end_is_refused(copy: Path) -> None:
     _refused(copy, CheckpointInvalid, "feature_size 80 where 128")
 
 
-def test_shards_are_read_as_one(copy: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def sharded(copy: Path) -> Path:
     tensors = load_file(copy / "model.safetensors")
     names = sorted(tensors)
     parts = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
@@ -79,14 +84,61 @@ def test_shards_are_read_as_one(copy: Path, tmp_path: Path) -> None:
         save_file({name: tensors[name] for name in members}, copy / file)
     (copy / "model.safetensors").unlink()
     index = {"weight_map": {name: file for file, members in parts.items() for name in members}}
-    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
-    bundle = export(copy, tmp_path / "sharded", check=False)
+    (copy / INDEX).write_text(json.dumps(index))
+    return copy
+
+
+def test_shards_are_read_as_one(sharded: Path, tmp_path: Path) -> None:
+    bundle = export(sharded, tmp_path / "sharded", check=False)
     whole = export(TINY / "asr", tmp_path / "whole", check=False)
     for name in ("encoder", "decoder"):
         data = f"onnx/{name}.onnx.data"
         assert (bundle.folder / data).read_bytes() == (whole.folder / data).read_bytes()
-    (copy / "b.safetensors").unlink()
-    _refused(copy, CheckpointInvalid, r"shard b\.safetensors is not in")
+
+
+def test_one_whole_file_counts_before_shards_as_in_transformers(sharded: Path) -> None:
+    shutil.copyfile(TINY / "asr" / "model.safetensors", sharded / "model.safetensors")
+    (sharded / "a.safetensors").unlink()
+    assert [path.name for path in Checkpoint(sharded).weight_paths] == ["model.safetensors"]
+
+
+def test_a_shard_that_is_not_whole_is_named(sharded: Path) -> None:
+    shard = sharded / "b.safetensors"
+    content = shard.read_bytes()
+    for rest in (content[:-1], content[:100], b"version https://git-lfs.github.com/spec/v1\n", b""):
+        shard.write_bytes(rest)
+        _refused(sharded, CheckpointInvalid, r"b\.safetensors in .* is damaged or not whole .*; download it again")
+    shard.unlink()
+    _refused(sharded, CheckpointInvalid, r"shard b\.safetensors is not in")
+
+
+def test_a_tensor_that_its_shard_lacks_is_named(sharded: Path) -> None:
+    shard = sharded / "b.safetensors"
+    tensors = load_file(shard)
+    name = max(tensors)
+    save_file({key: tensor for key, tensor in tensors.items() if key != name}, shard)
+    _refused(sharded, CheckpointInvalid, rf"^{name} is not in the shard b\.safetensors, where {INDEX}")
+
+
+@pytest.mark.parametrize("content", ["{}", '{"weight_map": []}', '{"weight_map": {}}', '{"weight_map": {"a": 1}}'])
+def test_an_index_without_its_map_is_named(sharded: Path, content: str) -> None:
+    (sharded / INDEX).write_text(content)
+    _refused(sharded, CheckpointInvalid, f"{INDEX} in .* has no weight_map")
+
+
+@pytest.mark.parametrize(("content", "words"), [("{", "is not JSON"), ("[]", "does not hold a JSON object")])
+def test_an_index_that_is_damaged_is_named(sharded: Path, content: str, words: str) -> None:
+    (sharded / INDEX).write_text(content)
+    _refused(sharded, CheckpointInvalid, f"{INDEX} {words}")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "named"), [(torch.int8, "I8"), (torch.float8_e4m3fn, "F8_E4M3"), (torch.float64, "F64")]
+)
+def test_quantised_weights_are_refused_with_their_type(copy: Path, dtype: torch.dtype, named: str) -> None:
+    name = "model.language_model.layers.0.mlp.up_proj.weight"
+    _rewrite(copy, lambda tensors: tensors.update({name: tensors[name].to(dtype), f"{name}_scale": torch.ones(1)}))
+    _refused(copy, CheckpointInvalid, f"{name} in .* is stored as {named}, .* give the checkpoint it was made from")
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
@@ -136,4 +188,4 @@ def test_a_head_size_that_the_engine_cannot_run_is_refused_before_anything_is_wr
 
 def test_the_original_layout_is_recognised_and_not_misread(copy: Path) -> None:
     _edit(copy, lambda config: config.update(thinker_config={}))
-    _refused(copy, CheckpointInvalid, "original layout")
+    _refused(copy, ConfigInvalid, r"thinker_config\.audio_config: it is not there")

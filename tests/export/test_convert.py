@@ -13,28 +13,36 @@ from tests.checkpoints import TINY, make_checkpoint
 
 from qwen3asr.errors import DiskFull, RequestInvalid, TargetExists
 from qwen3asr_export import export
-from qwen3asr_export.checkpoint import Checkpoint, parameter_bytes
 from qwen3asr_export.graph import Graph, WeightFile
+from qwen3asr_export.numerics import Float, Numerics
+from qwen3asr_export.precision import PRECISIONS
 
 
-def _stored(folder: Path, name: str) -> dict[str, int]:
-    """Bytes of each tensor in a graph's external data."""
+def _stored(folder: Path, name: str) -> dict[str, tuple[int, int]]:
+    """Offset and bytes of each tensor in a graph's external data."""
     graph = onnx.load(folder / "onnx" / f"{name}.onnx", load_external_data=False).graph
     places = {t.name: {e.key: e.value for e in t.external_data} for t in graph.initializer if t.external_data}
-    return {tensor: int(place["length"]) for tensor, place in places.items()}
+    return {tensor: (int(place["offset"]), int(place["length"])) for tensor, place in places.items()}
 
 
-def test_every_weight_is_stored_once_the_shared_head_too(asr_bundle: Path) -> None:
-    spec = Checkpoint(TINY / "asr").spec
-    stored = {**_stored(asr_bundle, "encoder"), **_stored(asr_bundle, "decoder")}
-    positions = spec.windows.chunk_tokens * spec.encoder.width * 4
-    rotary = sum(size for name, size in stored.items() if name.startswith("rotary"))
-    assert sum(stored.values()) == parameter_bytes(spec) + positions + rotary
-    assert sum("embed_tokens" in name or "lm_head" in name for name in stored) == 1
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("kind", ["asr", "aligner"])
+def test_every_weight_is_stored_once_and_takes_what_was_announced(tmp_path: Path, kind: str, precision: str) -> None:
+    """The announced size is what the disk is checked for, and what the progress bar counts to."""
+    bundle = export(TINY / kind, tmp_path / "out", precision=precision, check=False)
+    announced = PRECISIONS[precision].stored_bytes(bundle.spec)
+    stored, tables = 0, 0
+    for name in ("encoder", "decoder"):
+        places = _stored(bundle.folder, name)
+        stored += sum(length for _, length in set(places.values()))  # an alias is the same place
+        tables += sum(length for tensor, (_, length) in places.items() if tensor.startswith(("rotary", "positions")))
+    assert stored == announced + tables
+    shared = [name for name in _stored(bundle.folder, "decoder") if "lm_head" in name]
+    assert not shared
 
 
 def test_an_untied_head_is_stored_beside_the_embedding(tmp_path: Path) -> None:
-    bundle = export(make_checkpoint(tmp_path / "c", "no-grouping"), tmp_path / "out", check=False)
+    bundle = export(make_checkpoint(tmp_path / "c", "no-grouping"), tmp_path / "out", precision="fp32", check=False)
     assert {"lm_head.weight", "model.language_model.embed_tokens.weight"} <= _stored(bundle.folder, "decoder").keys()
 
 
@@ -60,7 +68,7 @@ def test_progress_tells_of_bytes_and_clips(tmp_path: Path) -> None:
 
 
 def test_an_unknown_precision_and_an_existing_target_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(RequestInvalid, match="choose from fp32"):
+    with pytest.raises(RequestInvalid, match="choose from fp32, fp16, bf16, int8, int4"):
         export(TINY / "asr", tmp_path / "out", precision="int3")
     (tmp_path / "out").mkdir()
     with pytest.raises(TargetExists):
@@ -97,7 +105,7 @@ def test_a_replaced_bundle_works_and_an_interrupted_replacement_keeps_the_old(
 
 def test_graph_refuses_to_store_a_weight_twice(tmp_path: Path) -> None:
     with WeightFile(tmp_path / "w.data") as weights:
-        g = Graph("g", weights)
+        g = Graph("g", weights, Numerics(Float()), 23)
         g.weight("a", np.zeros(3, np.float32))
         with pytest.raises(ValueError, match="stored already"):
             g.weight("a", np.zeros(3, np.float32))

@@ -290,5 +290,6 @@ def test_every_error_is_ours_and_a_standard_one() -> None:
     assert len(classes) > 20
     for cls in classes:
         standard = [base for base in cls.__mro__ if base.__module__ == "builtins" and base is not object]
-        assert cls is Qwen3AsrError or standard[0] is not Exception, cls
+        group = cls in (Qwen3AsrError, errors.AudioError, errors.UsageError)
+        assert group or standard[0] is not Exception, cls
         assert cls.__doc__

@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 from tests.checkpoints import TINY
-from tests.conftest import Recording
+from tests.conftest import ROOT, Recording
 
 from qwen3asr import cli
+
+MANIFEST = ROOT / "examples/recordings/manifest.json"
 
 
 class Result:
@@ -161,12 +163,20 @@ def test_several_subtitle_files_need_a_folder(run: Any, asr_bundle: Path, record
         (["transcribe", "{asr}", "x.wav", "--output-dir", "{asr}/config.json"], cli.USAGE, "cannot be made"),
         (["export", "{tiny}", "/proc/nothing/out"], cli.UNUSABLE, "/proc"),
         (["nonsense"], cli.USAGE, "nonsense"),
+        (["eval", "{asr}", "{tmp}/none.jsonl"], cli.USAGE, "No such file"),
+        (["eval", "{tmp}/none", "{list}"], cli.UNUSABLE, "there is no bundle"),
+        (["eval", "{asr}", "{list}", "--against", "{aligner}"], cli.UNUSABLE, "kind 'aligner'"),
+        (["eval", "{asr}", "{list}", "--aligner", "{asr}"], cli.UNUSABLE, "kind 'asr'"),
+        (["eval", "{asr}", "{list}", "--against-aligner", "{aligner}"], cli.USAGE, "give --aligner as well"),
+        (["eval", "{asr}", "{list}", "--output", "{tmp}/none/report"], cli.USAGE, "a folder that exists"),
+        (["eval", "{asr}", "{list}", "--output", "{tmp}"], cli.USAGE, "name a file"),
+        (["eval", "{asr}", "{list}", "--capacity", "1000000"], cli.USAGE, "outside of this model's"),
     ],
 )
 def test_errors_name_the_cure_and_have_their_exit_code(
     run: Any, asr_bundle: Path, aligner_bundle: Path, tmp_path: Path, arguments: list[str], code: int, words: str
 ) -> None:
-    places = {"tmp": tmp_path, "asr": asr_bundle, "aligner": aligner_bundle, "tiny": TINY / "asr"}
+    places = {"tmp": tmp_path, "asr": asr_bundle, "aligner": aligner_bundle, "tiny": TINY / "asr", "list": MANIFEST}
     result = run(*(argument.format(**places) for argument in arguments))
     assert (result.code, result.out) == (code, "")
     assert words in result.err
@@ -206,6 +216,98 @@ def test_a_bundle_that_failed_says_so_ever_after(run: Any, tmp_path: Path, monke
     assert "FAILED against transformers" in run("info", tmp_path / "asr").out
 
 
+def test_eval_prints_a_report(run: Any, asr_bundle: Path, aligner_bundle: Path) -> None:
+    result = run("eval", asr_bundle, MANIFEST, "--aligner", aligner_bundle)
+    assert (result.code, result.err) == (0, "")
+    rows = {line[:42].strip(): line[42:].strip() for line in result.out.splitlines()}
+    assert result.out.startswith(f"{asr_bundle} (asr, fp32); aligner {aligner_bundle} (aligner, fp32)\n7 clips, 34.3 s")
+    assert rows["mixed error rate, overall"] == "0.00 %"
+    assert rows["language detected rightly, of 6 clips"] == "100.00 %"
+    assert rows["words compared"] == "40"
+
+
+def test_eval_compares_two_bundles_and_writes_json(
+    run: Any, asr_bundle: Path, aligner_bundle: Path, tmp_path: Path
+) -> None:
+    result = run(
+        *("eval", asr_bundle, MANIFEST, "--against", asr_bundle, "--language", "manifest"),
+        *("--aligner", aligner_bundle, "--against-aligner", aligner_bundle),
+        *("--format", "json", "--output", tmp_path / "report.json"),
+    )
+    assert result.code == 0
+    assert "B has fewer errors than A in 0 clips, more in 0, as many in 7" in result.out
+    assert "language detected" not in result.out
+    assert "7 clips, 34.3 s of audio; languages forced" in result.out
+    content = json.loads((tmp_path / "report.json").read_text("utf-8"))
+    assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
+    assert content["manifest"] == str(MANIFEST)
+    first, second = content["models"]
+    assert first["summary"]["boundaries"]["shift_ms"] == second["summary"]["boundaries"]["shift_ms"]
+    assert [row["hypothesis"] for row in second["clips"]] == [
+        e["text"] for e in json.loads(MANIFEST.read_text("utf-8"))
+    ]
+    assert {"label": "CER, overall", "unit": "share", "A": 0.0, "B": 0.0, "difference": 0.0} in content["figures"]
+
+
+def test_eval_goes_on_after_a_clip_that_fails(
+    run: Any, asr_bundle: Path, recordings: dict[str, Recording], tmp_path: Path
+) -> None:
+    (tmp_path / "bad.wav").write_text("no sound")
+    lines = [("bad.wav", "x"), (str(recordings["german"].path), "heute heute null fünf acht")]
+    (tmp_path / "list.jsonl").write_text("\n".join(json.dumps({"audio": a, "text": t}) for a, t in lines))
+    result = run("eval", asr_bundle, tmp_path / "list.jsonl", "--format", "json")
+    assert result.code == cli.INPUT_FAILED
+    assert "bad.wav cannot be read as audio" in result.err
+    assert "1 of 2 clips failed" in result.err
+    (model,) = json.loads(result.out)["models"]
+    assert "cannot be read" in model["clips"][0]["error"]
+    assert model["summary"]["overall"]["edits"]["rate"] == 0.4  # "fünf vier vier" for "fünf acht"
+
+
+def test_eval_checks_the_manifest_and_jiwer_before_it_loads_a_model(
+    run: Any, asr_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("qwen3asr.load", load)
+    (tmp_path / "list.jsonl").write_text('{"audio": "none.wav", "text": ""}\n[]')
+    result = run("eval", asr_bundle, tmp_path / "list.jsonl")
+    assert (result.code, "line 1: there is no audio file" in result.err) == (cli.USAGE, True)
+    assert "line 2: it is not an object" in result.err
+    monkeypatch.setitem(sys.modules, "jiwer", None)
+    result = run("eval", asr_bundle, MANIFEST)
+    assert (result.code, "pip install 'qwen3asr[eval]'" in result.err) == (cli.UNUSABLE, True)
+
+
+def test_eval_misses_the_japanese_splitter_before_it_loads_a_model(
+    run: Any,
+    asr_bundle: Path,
+    aligner_bundle: Path,
+    recordings: dict[str, Recording],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "nagisa", None)
+    monkeypatch.setattr("qwen3asr.load", lambda *_, **__: 1 / 0)
+    words = [{"text": "猫", "start": 0, "end": 1}]
+    line = {"audio": str(recordings["english"].path), "text": "猫", "language": "ja", "words": words}
+    (tmp_path / "list.jsonl").write_text(json.dumps(line))
+    result = run("eval", asr_bundle, tmp_path / "list.jsonl", "--aligner", aligner_bundle)
+    assert (result.code, "qwen3asr[ja]" in result.err) == (cli.UNUSABLE, True)
+
+
+def test_ctrl_c_during_an_evaluation_leaves_no_report(
+    run: Any, asr_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("qwen3asr.Recognizer.transcribe", interrupted)
+    result = run("eval", asr_bundle, MANIFEST, "--output", tmp_path / "report.txt")
+    assert (result.code, result.out, list(tmp_path.iterdir())) == (cli.INTERRUPTED, "", [])
+
+
 def test_ctrl_c_exits_with_130_and_leaves_nothing(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
@@ -218,7 +320,7 @@ def test_ctrl_c_exits_with_130_and_leaves_nothing(run: Any, tmp_path: Path, monk
 
 def test_help_explains_every_command(run: Any) -> None:
     overview = run("--help").out
-    for command in ("export", "verify", "transcribe", "align", "info"):
+    for command in ("export", "verify", "transcribe", "align", "eval", "info"):
         assert command in overview
         assert len(run(command, "--help").out) > 300
     assert "qwen3asr[export]" in run("export", "--help").out

@@ -1,4 +1,7 @@
-"""ONNX Runtime on the CPU: graphs of the ``ort`` dialect, caches in place, inputs bound once."""
+"""ONNX Runtime on the CPU: caches in place, inputs bound once.
+
+Graphs of the ``ort`` dialect are meant for it; those of the ``standard`` dialect run too, at half the speed.
+"""
 
 from __future__ import annotations
 
@@ -36,12 +39,13 @@ class OrtEncoder:
     """See :class:`qwen3asr.sessions.base.EncoderSession`.
 
     Args:
-        graph: path of encoder.onnx.
+        graph: path of encoder.onnx, or the model itself with its weights in ``weights``.
+        weights: folder of the external data, where ``graph`` is not a path.
         threads: threads of one operator; 0: one a physical core.
     """
 
-    def __init__(self, graph: Path, threads: int = 0) -> None:
-        self._session = _session(graph, threads)
+    def __init__(self, graph: Path | bytes, weights: Path | None = None, *, threads: int = 0) -> None:
+        self._session = _session(graph, threads, weights)
 
     def run(self, mel: Mel, frames: Ids) -> Embeddings:
         """See :class:`qwen3asr.sessions.base.EncoderSession`."""
@@ -63,8 +67,6 @@ class OrtDecoder:
         threads: threads of one operator; 0: one a physical core.
         weights: folder of the external data, where ``graph`` is not a path.
     """
-
-    dialect = "ort"
 
     def __init__(
         self, graph: Path | bytes, spec: ModelSpec, *, slots: int, capacity: int, threads: int = 0,

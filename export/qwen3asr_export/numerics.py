@@ -1,0 +1,164 @@
+"""What a graph computes in and how it stores its matrices.
+
+Every :class:`Matrices` takes activations of the graph's own type and gives them back in it, so the functions that
+build encoder and decoder read the same at every precision.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from onnx import helper
+
+from qwen3asr_export.blocks import quantise
+from qwen3asr_export.graph import BITS, CONTRIB, FLOAT, Array
+
+if TYPE_CHECKING:
+    from qwen3asr_export.graph import Graph
+
+_ACCURACY = 4  # MatMulNBits: activations in blocks of 8 bits, sums in 32
+
+
+class Table(Protocol):
+    """The embedding matrix ``[classes, hidden]``, or an output head; one stored copy serves both."""
+
+    def rows(self, g: Graph, ids: str) -> str:
+        """Rows by id: ``[..., hidden]``."""
+
+    def project(self, g: Graph, x: str) -> str:
+        """``x @ table.T`` for ``x`` ``[n, hidden]``."""
+
+
+class Matrices(Protocol):
+    """How matrices are stored and multiplied."""
+
+    def linear(self, g: Graph, x: str, name: str, weight: Array) -> str:
+        """``x @ weight.T`` with a float32 weight as PyTorch keeps it, ``[out, in]``."""
+
+    def table(self, g: Graph, name: str, weight: Array) -> Table:
+        """Store a matrix that is looked up in, projected on, or both."""
+
+    def stored_bytes(self, rows: int, columns: int, *, table: bool = False) -> int:
+        """Bytes that a matrix ``[rows, columns]`` takes on disk."""
+
+    def stands_for(self, weight: Array, *, table: bool = False) -> Array:
+        """The float32 matrix that is multiplied by in the end: what storing ``weight`` leaves of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Numerics:
+    """What one graph computes in.
+
+    Attributes:
+        matrices: storage and products of the large matrices.
+        activation: ONNX element type between operators.
+        cache: ONNX element type of the KV cache and of the attention over it.
+    """
+
+    matrices: Matrices
+    activation: int = FLOAT
+    cache: int = FLOAT
+
+
+@dataclass(frozen=True, slots=True)
+class Float(Matrices):
+    """Floating-point matrices of one element type; activations are cast to it and back."""
+
+    dtype: int = FLOAT
+
+    def linear(self, g: Graph, x: str, name: str, weight: Array) -> str:
+        """See :class:`Matrices`; stored transposed."""
+        stored = g.weight(f"{name}.weight", _cast(weight.T, self.dtype))
+        return g.cast(g.op("MatMul", g.cast(x, self.dtype), stored, out=f"{name}.matmul"), g.activation, self.dtype)
+
+    def table(self, g: Graph, name: str, weight: Array) -> Table:
+        """See :class:`Matrices`; stored as it is."""
+        return _FloatTable(g.weight(name, _cast(weight, self.dtype)), self.dtype)
+
+    def stored_bytes(self, rows: int, columns: int, *, table: bool = False) -> int:
+        """See :class:`Matrices`."""
+        return rows * columns * BITS[self.dtype] // 8
+
+    def stands_for(self, weight: Array, *, table: bool = False) -> Array:
+        """See :class:`Matrices`."""
+        return _cast(weight, self.dtype).astype(np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class _FloatTable(Table):
+    stored: str
+    dtype: int
+
+    def rows(self, g: Graph, ids: str) -> str:
+        return g.cast(g.op("Gather", self.stored, ids, axis=0), g.activation, self.dtype)
+
+    def project(self, g: Graph, x: str) -> str:
+        return g.cast(g.op("Gemm", g.cast(x, self.dtype), self.stored, transB=1), g.activation, self.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks(Matrices):
+    """Weight-only integers in blocks along the input axis, each with a scale and a zero point (MatMulNBits).
+
+    Attributes:
+        bits: 4 or 8, of the layers' matrices.
+        block: weights that share a scale.
+        table_bits: 4 or 8, of the embedding and the head.
+    """
+
+    bits: int
+    block: int
+    table_bits: int
+
+    def linear(self, g: Graph, x: str, name: str, weight: Array) -> str:
+        """See :class:`Matrices`."""
+        return _BlockTable(g, f"{name}.weight", weight, self.bits, self.block).project(g, x)
+
+    def table(self, g: Graph, name: str, weight: Array) -> Table:
+        """See :class:`Matrices`."""
+        return _BlockTable(g, name, weight, self.table_bits, self.block)
+
+    def stored_bytes(self, rows: int, columns: int, *, table: bool = False) -> int:
+        """See :class:`Matrices`: values, float32 scales, zero points."""
+        bits, count = self.table_bits if table else self.bits, -(-columns // self.block)
+        return rows * (count * self.block * bits // 8 + 4 * count + -(-count * bits // 8))
+
+    def stands_for(self, weight: Array, *, table: bool = False) -> Array:
+        """See :class:`Matrices`."""
+        return quantise(weight, self.table_bits if table else self.bits, self.block).dequantise(weight.shape[1])
+
+
+class _BlockTable(Table):
+    """One block-quantised matrix in the data file."""
+
+    def __init__(self, g: Graph, name: str, weight: Array, bits: int, block: int) -> None:
+        self._name, self._shape, self._bits, self._block = name, weight.shape, bits, block
+        stored = quantise(weight, bits, block)
+        g.weight(name, stored.values)
+        g.weight(f"{name}.scales", stored.scales)
+        g.weight(f"{name}.zero_points", stored.zero_points)
+
+    def project(self, g: Graph, x: str) -> str:
+        classes, hidden = self._shape
+        stored = (self._name, f"{self._name}.scales", f"{self._name}.zero_points")
+        return g.op(
+            "MatMulNBits", x, *stored, domain=CONTRIB, K=hidden, N=classes, bits=self._bits,
+            block_size=self._block, accuracy_level=_ACCURACY, out=f"{self._name}.product",
+        )  # fmt: skip
+
+    def rows(self, g: Graph, ids: str) -> str:
+        flat = g.alias(f"{self._name}.rows", self._name, [self._shape[0], -1])  # the same bytes, as a matrix
+        padded = g.op(
+            "GatherBlockQuantized", flat, ids, f"{self._name}.scales", f"{self._name}.zero_points", domain=CONTRIB,
+            bits=self._bits, block_size=self._block, gather_axis=0, quantize_axis=1,
+        )  # fmt: skip
+        hidden = self._shape[1]
+        if hidden % self._block == 0:
+            return padded
+        return g.op("Slice", padded, g.const([0]), g.const([hidden]), g.const([-1]))
+
+
+def _cast(array: Array, dtype: int) -> Array:
+    return array if dtype == FLOAT else array.astype(helper.tensor_dtype_to_np_dtype(dtype))

@@ -1,0 +1,5 @@
+"""``python -m qwen3asr.cli``."""
+
+from qwen3asr.cli import main
+
+main()

@@ -1,0 +1,38 @@
+"""What the commands share: exit codes, common options, failing, and writing whole files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, NoReturn, TypeAlias
+
+import typer
+
+from qwen3asr import console
+
+INPUT_FAILED, USAGE, UNUSABLE, DIFFERS, INTERRUPTED = 1, 2, 3, 4, 130
+"""Exit codes; see :mod:`qwen3asr.cli`."""
+
+Model: TypeAlias = Annotated[
+    Path, typer.Argument(help="Folder of the recogniser's bundle, as `qwen3asr export` wrote it.")
+]
+Threads: TypeAlias = Annotated[int, typer.Option(min=0, help="CPU threads; 0: one a physical core.")]
+Capacity: TypeAlias = Annotated[int | None, typer.Option(min=1, help="KV-cache tokens; 13 a second of audio.")]
+
+
+def fail(code: int, message: str) -> NoReturn:
+    """Show an error and end the command with an exit code."""
+    console.error(message)
+    raise typer.Exit(code)
+
+
+def write(text: str, target: Path | None) -> None:
+    """Write UTF-8 text to the screen (``None``) or to a file, which appears when it is whole."""
+    if target is None:
+        print(text, end="", flush=True)
+        return
+    draft = target.with_name(target.name + ".part")
+    try:
+        draft.write_text(text, "utf-8")
+        draft.replace(target)
+    finally:
+        draft.unlink(missing_ok=True)

@@ -1,0 +1,170 @@
+"""Precisions: what is stored, what is computed from it, and the overflow that plain fp16 would have."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from tests.checkpoints import TINY
+
+from qwen3asr import precisions
+from qwen3asr.errors import RequestInvalid, VerificationFailed
+from qwen3asr_export import decoder, encoder, export
+from qwen3asr_export.blocks import quantise
+from qwen3asr_export.convert import check_choice
+from qwen3asr_export.graph import BFLOAT16, FLOAT, FLOAT16, INT64, Graph, WeightFile
+from qwen3asr_export.numerics import Blocks, Float, Matrices, Numerics
+from qwen3asr_export.precision import PRECISIONS
+
+
+def test_export_and_runtime_know_the_same_precisions() -> None:
+    assert PRECISIONS.keys() == precisions.PRECISIONS.keys()
+    for device, name in precisions.AUTO.items():
+        assert name in precisions.for_device(device)
+    for name, precision in PRECISIONS.items():
+        half = precision.decoder.cache in (FLOAT16, BFLOAT16)
+        assert precisions.PRECISIONS[name].cache_bytes == (2 if half else 4)
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "dialect", "given_name"),
+    [("auto", "cpu", "ort", "int8"), ("auto", "cuda", "ort", "bf16"), ("auto", "cuda", "standard", "bf16"),
+     ("auto", "cpu", "standard", "fp32"), ("int4", "cuda", "ort", "int4")],
+)  # fmt: skip
+def test_auto_is_what_the_device_runs_best(asked: str, device: str, dialect: str, given_name: str) -> None:
+    precision, spelling = check_choice(asked, device, dialect)
+    assert (precision.name, spelling.name) == (given_name, dialect)
+
+
+@pytest.mark.parametrize(
+    ("names", "match"),
+    [(("int3", "cpu", "ort"), "'int3' is not offered"), (("int4", "cpu", "standard"), "choose from fp32, fp16, bf16$"),
+     (("auto", "tpu", "ort"), "choose from cpu, cuda"), (("auto", "cpu", "onnx"), "choose from ort, standard")],
+)  # fmt: skip
+def test_what_is_not_offered_is_refused(names: tuple[str, str, str], match: str) -> None:
+    with pytest.raises(RequestInvalid, match=match):
+        check_choice(*names)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.integers(1, 40),
+    width=st.integers(1, 200),
+    bits=st.sampled_from([4, 8]),
+    block=st.sampled_from([16, 32, 128]),
+    seed=st.integers(0, 99),
+    offset=st.sampled_from([0.0, 3.0]),
+)
+def test_no_weight_moves_by_more_than_its_block_s_step(
+    rows: int, width: int, bits: int, block: int, seed: int, offset: float
+) -> None:
+    weight = np.random.default_rng(seed).normal(offset, 1, (rows, width)).astype(np.float32)
+    stored = quantise(weight, bits, block)
+    step = np.repeat(np.abs(stored.scales), block, axis=1)[:, :width]
+    assert (np.abs(stored.dequantise(width) - weight) <= step * 1.001 + 1e-6).all()
+    widest = np.abs(weight).max() * 2 / (2**bits - 1)
+    assert stored.scales.max() <= widest * 1.01 + 1e-6  # a step is no coarser than the range asks
+
+
+def test_many_rows_are_quantised_as_few_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = np.random.default_rng(0).normal(0, 1, (70, 96)).astype(np.float32)
+    whole = quantise(weight, 4, 32)
+    monkeypatch.setattr("qwen3asr_export.blocks.ROWS", 16)
+    parts = quantise(weight, 4, 32)
+    for name in ("values", "scales", "zero_points"):
+        np.testing.assert_array_equal(getattr(whole, name), getattr(parts, name))
+
+
+def _run(tmp_path: Path, matrices: Matrices, weight: np.ndarray, x: np.ndarray, ids: np.ndarray) -> list[np.ndarray]:
+    """``x @ weight.T`` as a layer, the same from a table, and the table's rows."""
+    with WeightFile(tmp_path / "w.data") as file:
+        g = Graph("g", file, Numerics(matrices), 23)
+        names = g.input("x", FLOAT, ["n", x.shape[1]]), g.input("ids", INT64, ["k"])
+        table = matrices.table(g, "table", weight)
+        made = {"layer": g.linear(names[0], "layer", weight), "head": table.project(g, names[0])}
+        made["rows"] = table.rows(g, names[1])
+        for name, tensor in made.items():
+            g.op("Identity", tensor, out=name)
+            g.output(name, FLOAT, [None, None])  # type: ignore[list-item]
+        content = g.model({}).SerializeToString()
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(tmp_path))
+    return list(onnxruntime.InferenceSession(content, options).run(None, {"x": x, "ids": ids}))
+
+
+@pytest.mark.parametrize("width", [64, 80, 200])
+@pytest.mark.parametrize(
+    ("matrices", "tolerance"),
+    [(Float(), 1e-6), (Blocks(8, 32, 8), 0.02), (Blocks(8, 128, 8), 0.02), (Blocks(4, 32, 8), 0.2),
+     (Blocks(4, 128, 4), 0.2)],
+)  # fmt: skip
+def test_a_matrix_is_looked_up_in_and_multiplied_alike(
+    tmp_path: Path, width: int, matrices: Matrices, tolerance: float
+) -> None:
+    """Widths that no block divides too; the look-up and the product read the same stored bytes."""
+    rng = np.random.default_rng(width)
+    weight, x = (rng.normal(0, 1, (n, width)).astype(np.float32) for n in (50, 3))
+    ids = np.array([0, 49, 7])
+    layer, head, rows = _run(tmp_path, matrices, weight, x, ids)
+    wanted = weight
+    if isinstance(matrices, Blocks):
+        wanted = quantise(weight, matrices.table_bits, matrices.block).dequantise(width)
+    np.testing.assert_allclose(rows, wanted[ids], atol=1e-6)
+    np.testing.assert_allclose(head, x @ wanted.T, atol=0.02 * np.abs(x @ wanted.T).max())
+    assert np.abs(layer - x @ weight.T).max() <= tolerance * np.abs(x @ weight.T).max()
+
+
+def _changed(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> Path:
+    copy = Path(shutil.copytree(TINY / "asr", folder))
+    tensors = load_file(copy / "model.safetensors")
+    tensors = {name: tensor.to(torch.float32) for name, tensor in tensors.items()}
+    change(tensors)
+    save_file(tensors, copy / "model.safetensors")
+    return copy
+
+
+def _loud_mlp(tensors: dict[str, torch.Tensor]) -> None:
+    """The same function, but the product inside the MLP passes fp16's largest number by far."""
+    for name, tensor in tensors.items():
+        if "language_model" in name and "up_proj" in name:
+            tensor.mul_(2.0**11)
+        elif "language_model" in name and "down_proj" in name:
+            tensor.mul_(2.0**-11)
+
+
+def test_a_decoder_that_overflows_plain_fp16_is_right_in_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Qwen3 decoders write "!!!!" in plain fp16: NaN logits, whose argmax is token 0."""
+    loud = _changed(tmp_path / "loud", _loud_mlp)
+    assert export(loud, tmp_path / "safe", precision="fp16").manifest.verified
+    monkeypatch.setattr(decoder, "_HEADROOM", 1.0)
+    with pytest.raises(VerificationFailed) as caught:
+        export(loud, tmp_path / "plain", precision="fp16")
+    broken = next(line for line in str(caught.value).splitlines() if line.startswith("NaN"))
+    assert "FAILED" in broken
+
+
+def _deafening_encoder(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["model.audio_tower.layers.0.fc2.bias"][3] += 60_000.0
+    tensors["model.audio_tower.layers.1.fc2.bias"][3] += 60_000.0
+
+
+def test_the_encoder_s_clamp_keeps_fp16_finite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deafening = _changed(tmp_path / "deafening", _deafening_encoder)
+
+    def infinite(target: str) -> float:
+        with pytest.raises(VerificationFailed) as caught:  # no clamp in float32: numbers differ either way
+            export(deafening, tmp_path / target, precision="fp16")
+        row = next(line for line in str(caught.value).splitlines() if line.startswith("NaN"))
+        return float(row[34:46])
+
+    assert infinite("clamped") == 0
+    monkeypatch.setattr(encoder, "_CLAMP", float("inf"))
+    assert infinite("free") > 0
