@@ -78,3 +78,17 @@ def test_no_file_of_the_project_names_a_place_of_the_machine_it_was_made_on() ->
         path = ROOT / name
         if path.suffix in {".py", ".md", ".toml", ".json", ".txt", ".jinja"} and path.is_file():
             assert str(ROOT) not in path.read_text("utf-8"), name
+
+
+def test_the_benchmarks_readme_quotes_the_results_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import tables
+
+    text = (ROOT / "benchmarks" / "README.md").read_text("utf-8")
+    for make in tables.TABLES:
+        assert make() in text
+    sizes = tables.load("graphs")["models"]["0.6b"]
+    readme = (ROOT / "README.md").read_text("utf-8")
+    for precision in ("fp32", "fp16", "bf16", "int8", "int4"):
+        row = next(line for line in readme.splitlines() if line.startswith(f"| `{precision}`"))
+        assert row.endswith(f" {sizes[precision]['bundle_mb']} MB |")

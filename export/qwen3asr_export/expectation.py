@@ -46,7 +46,7 @@ class Expectation:
         keep: int64 ``[k]``, positions of ``ids`` whose answers are compared.
         logits: float32 ``[k, classes]`` there.
         prompt: how many of ``ids`` are the prompt alone.
-        greedy: what it writes after the prompt, without the end token; empty for an aligner.
+        greedy: what it writes after the prompt, without the end token; only where ids are to be equal.
     """
 
     samples: Samples
@@ -82,46 +82,49 @@ def expect(
     progress: Callable[[], None],
 ) -> Expectations:
     """Run the reference over the clips; for integer weights twice, see :class:`Expectations`."""
-    reference, prompts = Reference(checkpoint), PromptBuilder(tokenizer)
-    of_clip = _aligned if checkpoint.spec.kind == "aligner" else _recognised
+    runner = _Runner(checkpoint, tokenizer, GREEDY if precision.bounds.answers == 0 else 0)
 
     def of_all() -> dict[str, Expectation]:
         expected = {}
         for index, (name, samples) in enumerate(clips.items()):
-            expected[name] = of_clip(reference, prompts, tokenizer, samples, _TEXTS[index % len(_TEXTS)])
+            expected[name] = runner.clip(samples, *_TEXTS[index % len(_TEXTS)])
             progress()
         return expected
 
     original = of_all()
     if not precision.quantised:
-        return Expectations(reference.name, original, original)
-    reference.replace(precision.stands_for)
-    return Expectations(reference.name, of_all(), original)
+        return Expectations(runner.reference.name, original, original)
+    runner.reference.replace(precision.stands_for)
+    return Expectations(runner.reference.name, of_all(), original)
 
 
-def _recognised(
-    reference: Reference, prompts: PromptBuilder, tokenizer: Tokenizer, samples: Samples, text: tuple[str, str]
-) -> Expectation:
-    mel = reference.mel(samples)
-    embeddings = reference.embeddings(mel)
-    prompt = prompts.transcription(embeddings).ids
-    written = tokenizer.encode(f"language {text[0]}<asr_text>{text[1]}")
-    forced = np.resize(np.array(written, np.int64), _FORCED)
-    ids = np.concatenate([prompt, forced])
-    keep = np.arange(len(prompt) - 1, len(ids) - 1)  # what it would have written in place of each forced token
-    eos = tokenizer.id("<|im_end|>"), tokenizer.id("<|endoftext|>")
-    greedy = tuple(index for index in reference.greedy(prompt, mel, GREEDY) if index not in eos)
-    return Expectation(samples, mel, embeddings, ids, keep, reference.logits(ids, mel, keep), len(prompt), greedy)
+class _Runner:
+    """The reference, fed as the runtime feeds its own graphs; ``budget`` tokens are decoded freely."""
 
+    def __init__(self, checkpoint: Checkpoint, tokenizer: Tokenizer, budget: int) -> None:
+        self.reference, self._prompts = Reference(checkpoint), PromptBuilder(tokenizer)
+        self._tokenizer, self._spec, self._budget = tokenizer, checkpoint.spec, budget
 
-def _aligned(
-    reference: Reference, prompts: PromptBuilder, tokenizer: Tokenizer, samples: Samples, text: tuple[str, str]
-) -> Expectation:
-    mel = reference.mel(samples)
-    embeddings = reference.embeddings(mel)
-    prompt, marks = prompts.alignment(embeddings, np.resize(np.array(text[1].split()), _UNITS).tolist())
-    logits = reference.logits(prompt.ids, mel, marks)
-    return Expectation(samples, mel, embeddings, prompt.ids, marks, logits, len(prompt.ids), ())
+    def clip(self, samples: Samples, language: str, text: str) -> Expectation:
+        mel = self.reference.mel(samples)
+        embeddings = self.reference.embeddings(mel)
+        run = self._aligned if self._spec.kind == "aligner" else self._recognised
+        return run(samples, mel, embeddings, language, text)
+
+    def _recognised(self, samples: Samples, mel: Mel, embeddings: Embeddings, language: str, text: str) -> Expectation:
+        prompt = self._prompts.transcription(embeddings).ids
+        written = self._tokenizer.encode(f"language {language}<asr_text>{text}")
+        ids = np.concatenate([prompt, np.resize(np.array(written, np.int64), _FORCED)])
+        keep = np.arange(len(prompt) - 1, len(ids) - 1)  # what it would have written in place of each forced token
+        free = self.reference.greedy(prompt, mel, self._budget) if self._budget else []
+        greedy = tuple(token for token in free if token not in self._spec.eos)
+        logits = self.reference.logits(ids, mel, keep)
+        return Expectation(samples, mel, embeddings, ids, keep, logits, len(prompt), greedy)
+
+    def _aligned(self, samples: Samples, mel: Mel, embeddings: Embeddings, _: str, text: str) -> Expectation:
+        prompt, marks = self._prompts.alignment(embeddings, np.resize(np.array(text.split()), _UNITS).tolist())
+        logits = self.reference.logits(prompt.ids, mel, marks)
+        return Expectation(samples, mel, embeddings, prompt.ids, marks, logits, len(prompt.ids), ())
 
 
 def synthetic(seconds: float) -> Samples:

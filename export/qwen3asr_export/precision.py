@@ -10,6 +10,8 @@ from qwen3asr_export.checkpoint import expected_tensors
 from qwen3asr_export.graph import BFLOAT16, BITS, FLOAT16, Array
 from qwen3asr_export.numerics import Blocks, Float, Numerics
 
+_HEADS = ("lm_head.weight", "score.weight")
+
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
@@ -77,9 +79,6 @@ def _is_table(name: str) -> bool:
     return "embed_tokens" in name or name in _HEADS
 
 
-_HEADS = ("lm_head.weight", "score.weight")
-
-
 PRECISIONS = {
     p.name: p
     for p in (
@@ -93,11 +92,11 @@ PRECISIONS = {
             Bounds(1e-2, 8e-2, 0.5, 0.08, 1e-2),
         ),
         Precision(
-            "int8", Numerics(Blocks(8, 128, 8)), Numerics(Blocks(8, 128, 8)),
+            "int8", Numerics(Blocks(8, 64, 8)), Numerics(Blocks(8, 64, 8)),
             Bounds(6e-2, 0.3, 1.5, 0.3, 6e-2, damage_embeddings=6e-2, damage_answers=0.1),
         ),
         Precision(
-            "int4", Numerics(Blocks(8, 128, 8)), Numerics(Blocks(4, 32, 8)),
+            "int4", Numerics(Blocks(8, 64, 8)), Numerics(Blocks(4, 32, 8)),
             Bounds(6e-2, 0.3, 1.5, 0.3, 6e-2, damage_embeddings=6e-2, damage_answers=0.35),
         ),
     )

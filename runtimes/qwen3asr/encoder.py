@@ -9,9 +9,6 @@ import numpy as np
 from qwen3asr.features import MEL_BINS, Mel, WindowSpec, split_windows
 from qwen3asr.sessions.base import Embeddings, EncoderSession
 
-BATCH_WINDOWS = 4
-"""Windows of one run: bounds the convolutions' memory (50 MB a window in the released models)."""
-
 
 class Encoder:
     """Encodes log-mel spectrograms, window by window.
@@ -39,8 +36,8 @@ class Encoder:
         for index, (_, window) in enumerate(pieces):
             by_width.setdefault(self._windows.pad_frames(window.shape[1]), []).append(index)
         for width, members in by_width.items():
-            for start in range(0, len(members), BATCH_WINDOWS):
-                batch = members[start : start + BATCH_WINDOWS]
+            for start in range(0, len(members), self._session.batch_windows):
+                batch = members[start : start + self._session.batch_windows]
                 done.update(zip(batch, self._run([pieces[index][1] for index in batch], width), strict=True))
         clips: list[list[Embeddings]] = [[] for _ in mels]
         for index, (clip, _) in enumerate(pieces):

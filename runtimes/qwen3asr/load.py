@@ -112,6 +112,7 @@ def _graphs(bundle: Bundle, capacity: int, threads: int) -> tuple[Encoder, Decod
             raise
         raise ExtraMissing("running on the CPU", "onnxruntime", "cpu") from error
     spec = bundle.spec
-    decoder = OrtDecoder(bundle.component("decoder"), spec, slots=1, capacity=capacity, threads=threads)
+    mapped = bundle.manifest.precision == "fp32"
+    decoder = OrtDecoder(bundle.component("decoder"), spec, slots=1, capacity=capacity, threads=threads, mapped=mapped)
     encoder = OrtEncoder(bundle.component("encoder"), threads=threads)
     return Encoder(encoder, spec.windows), Decoder(decoder, spec.audio_pad, spec.hidden)

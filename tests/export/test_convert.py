@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections import namedtuple
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from tests.checkpoints import TINY, make_checkpoint
 
 from qwen3asr.errors import DiskFull, RequestInvalid, TargetExists
 from qwen3asr_export import export
+from qwen3asr_export.checkpoint import Checkpoint
 from qwen3asr_export.graph import Graph, WeightFile
+from qwen3asr_export.hub import Found
 from qwen3asr_export.numerics import Float, Numerics
 from qwen3asr_export.precision import PRECISIONS
 
@@ -110,3 +113,44 @@ def test_graph_refuses_to_store_a_weight_twice(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="stored already"):
             g.weight("a", np.zeros(3, np.float32))
     assert g.const([1, 2]) == g.const([1, 2]) != g.const([1, 2], np.int32)
+
+
+def test_a_hub_s_name_and_commit_are_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[Any, ...]] = []
+
+    def find(source: str, *, revision: str | None, offline: bool) -> Found:
+        asked.append((source, revision, offline))
+        return Found(TINY / "asr", "Qwen/Qwen3-ASR-0.6B", "c0ffee")
+
+    monkeypatch.setattr("qwen3asr_export.convert.find_checkpoint", find)
+    bundle = export("Qwen/Qwen3-ASR-0.6B", tmp_path / "out", revision="main", offline=True, check=False)
+    assert asked == [("Qwen/Qwen3-ASR-0.6B", "main", True)]
+    assert (bundle.manifest.source["name"], bundle.manifest.source["revision"]) == ("Qwen/Qwen3-ASR-0.6B", "c0ffee")
+    card = (bundle.folder / "README.md").read_text("utf-8")
+    assert "base_model: Qwen/Qwen3-ASR-0.6B\n" in card
+    assert "at revision `c0ffee`" in card
+
+
+def test_what_cannot_be_is_refused_before_a_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def find(*_: object, **__: object) -> Found:
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr("qwen3asr_export.convert.find_checkpoint", find)
+    with pytest.raises(RequestInvalid):
+        export("Qwen/Qwen3-ASR-0.6B", tmp_path / "out", precision="int4", dialect="standard")
+    (tmp_path / "out").mkdir()
+    with pytest.raises(TargetExists):
+        export("Qwen/Qwen3-ASR-0.6B", tmp_path / "out")
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_too_little_disk_is_said_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    """What is asked for follows the precision."""
+    needed = PRECISIONS[precision].stored_bytes(Checkpoint(TINY / "asr").spec)
+    free = namedtuple("free", "total used free")
+    monkeypatch.setattr("shutil.disk_usage", lambda _: free(10**9, 0, needed + (32 << 20) - 1))
+    with pytest.raises(DiskFull, match=rf"out needs {(needed + (32 << 20)) / 1e6:.0f} MB"):
+        export(TINY / "asr", tmp_path / "out", precision=precision)
+    assert not list(tmp_path.iterdir())

@@ -15,11 +15,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoProcessor
 
+from qwen3asr import cli
 from qwen3asr.errors import DiskFull, RequestInvalid, TargetExists
 from qwen3asr.prompt import PromptBuilder
 from qwen3asr.spec import ModelSpec
 from qwen3asr.tokenizer import open_tokenizer
-from qwen3asr_export import standin
+from qwen3asr_export import export, standin
 from qwen3asr_export.checkpoint import Checkpoint, expected_tensors
 from qwen3asr_export.reference import Reference
 from qwen3asr_export.standin import STANDINS, StandIn, draw, make_standin, write_standin
@@ -186,3 +187,29 @@ def test_disk_full_on_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_unknown_name_lists_the_known(tmp_path: Path) -> None:
     with pytest.raises(RequestInvalid, match=r"'8b'; there are 0\.6b, 1\.7b, aligner-0\.6b"):
         make_standin("8b", tmp_path / "8b")
+
+
+def test_the_command_makes_the_stand_in_once_and_exports_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(standin, "STANDINS", {"0.6b": ASR})
+    command = ["export", "--random-like", "0.6b", str(tmp_path / "checkpoint"), str(tmp_path / "out")]
+    for extra in ([], ["--force", "--precision", "int4"]):
+        with pytest.raises(SystemExit) as end:
+            cli.main([*command, "--no-verify", *extra])
+        assert end.value.code == 0
+        made = (tmp_path / "checkpoint" / "model.safetensors").stat().st_mtime_ns
+    printed = capsys.readouterr()
+    assert printed.err.count("random 0.6b") == 1  # the second time it was there
+    assert "int4" in printed.out
+    assert made == (tmp_path / "checkpoint" / "model.safetensors").stat().st_mtime_ns
+    assert Checkpoint(tmp_path / "checkpoint").random
+
+
+def test_damage_is_measured_on_a_stand_in_and_not_judged(tmp_path: Path, folder: Path) -> None:
+    bundle = export(folder, tmp_path / "out", precision="int4")
+    assert bundle.manifest.verified
+    bounds = {check["check"]: check["bound"] for check in bundle.manifest.verified["checks"]}
+    assert bounds["damage: forced tokens that differ"] is None
+    assert bounds["forced tokens that differ"] is not None
+    assert "not judged" in (bundle.folder / "README.md").read_text("utf-8")

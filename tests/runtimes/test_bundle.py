@@ -152,10 +152,22 @@ def test_a_manifest_that_is_not_json(copy: Path) -> None:
         qwen3asr.load(copy)
 
 
-def test_graphs_of_a_dialect_that_the_backend_does_not_speak(copy: Path) -> None:
-    _edit(copy, lambda content: content.update(dialect="standard"))
-    with pytest.raises(BundleInvalid, match=r"'standard'.*export it again"):
+def test_a_precision_that_the_cpu_does_not_run_is_refused_at_load_with_those_that_it_does(copy: Path) -> None:
+    _edit(copy, lambda content: content.update(precision="bf16"))
+    with pytest.raises(DeviceUnavailable, match=r"runs on cuda, not on the CPU; .*--precision fp32, int8, int4"):
         qwen3asr.load(copy)
+
+
+def test_a_precision_of_a_newer_version_is_refused(copy: Path) -> None:
+    _edit(copy, lambda content: content.update(precision="int2"))
+    with pytest.raises(BundleInvalid, match="'int2', which this version does not know; upgrade"):
+        qwen3asr.load(copy)
+
+
+def test_the_model_card_may_be_edited(copy: Path) -> None:
+    with (copy / "README.md").open("a", encoding="utf-8") as card:
+        card.write("More about it.\n")
+    assert open_bundle(copy, check_hashes=True)
 
 
 def test_aligner_and_recogniser_are_not_confused(asr_bundle: Path, aligner_bundle: Path) -> None:

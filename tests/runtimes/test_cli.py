@@ -155,7 +155,14 @@ def test_several_subtitle_files_need_a_folder(run: Any, asr_bundle: Path, record
         (["align", "{aligner}", "x.wav", "--text", "one"], cli.INPUT_FAILED, "no audio file"),
         (["export", "{tmp}/none", "{tmp}/out"], cli.UNUSABLE, "no checkpoint folder"),
         (["export", "{tiny}", "{asr}"], cli.USAGE, "--force"),
-        (["export", "{tiny}", "{tmp}/out", "--precision", "int1"], cli.USAGE, "not offered"),
+        (["export", "{tiny}", "{tmp}/out", "--precision", "int1"], cli.USAGE, "'int8', 'int4'"),
+        (
+            ["export", "{tiny}", "{tmp}/out", "--precision", "int4", "--dialect", "standard"],
+            cli.USAGE,
+            "not offered in",
+        ),
+        (["export", "nobody/nothing", "{tmp}/out", "--offline"], cli.UNUSABLE, "not whole, in the cache"),
+        (["export", "no folder", "{tmp}/out"], cli.UNUSABLE, "give a folder, or a hub id"),
         (["info", "{tmp}"], cli.UNUSABLE, "has no bundle.json"),
         (["export", "{tiny}", "{tiny}", "--force"], cli.USAGE, "no bundle"),
         (["verify", "{asr}", "{tiny}/../aligner"], cli.USAGE, "was not exported from"),
@@ -202,7 +209,8 @@ def test_export_verify_info(run: Any, tmp_path: Path, recordings: dict[str, Reco
     assert made.out.splitlines()[-1].split() == ["verified", "no"]
     verified = run("verify", tmp_path / "asr", TINY / "asr", "--audio", recordings["german"].path)
     assert verified.code == 0
-    assert "greedy token ids" in verified.out
+    assert "damage: forced tokens that differ" in verified.out
+    assert "within the bounds of int8" in verified.out
     assert "FAILED" not in verified.out
     assert "passed against transformers" in run("info", tmp_path / "asr").out
 

@@ -30,6 +30,10 @@ class Picked:
 class EncoderSession(Protocol):
     """Runs the audio encoder."""
 
+    @property
+    def batch_windows(self) -> int:
+        """Windows of one run, at most: what the device gains from, and its memory allows."""
+
     def run(self, mel: Mel, frames: Ids) -> Embeddings:
         """Encode windows.
 
