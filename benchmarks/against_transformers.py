@@ -40,8 +40,7 @@ def ours(folder: Path, mel: np.ndarray) -> Callable[[int], object]:
     """Mel to tokens through a bundle, with a budget that never ends early."""
     bundle = open_bundle(folder)
     encoder = Encoder(OrtEncoder(bundle.component("encoder")), bundle.spec.windows)
-    mapped = bundle.manifest.precision == "fp32"
-    session = OrtDecoder(bundle.component("decoder"), bundle.spec, slots=1, capacity=CAPACITY, mapped=mapped)
+    session = OrtDecoder(bundle.component("decoder"), bundle.spec, slots=1, capacity=CAPACITY)
     decoder = Decoder(session, bundle.spec.audio_pad, bundle.spec.hidden)
     prompts = PromptBuilder(open_tokenizer(folder, bundle.spec))
 

@@ -35,8 +35,7 @@ class Graphs:
     def __init__(self, bundle: Bundle) -> None:
         self._spec, self._rng = bundle.spec, np.random.default_rng(0)
         self.encoder = OrtEncoder(bundle.component("encoder"))
-        mapped = bundle.manifest.precision == "fp32"  # as qwen3asr.load does
-        self.decoder = OrtDecoder(bundle.component("decoder"), bundle.spec, slots=1, capacity=CAPACITY, mapped=mapped)
+        self.decoder = OrtDecoder(bundle.component("decoder"), bundle.spec, slots=1, capacity=CAPACITY)
 
     def encode(self, seconds: int) -> None:
         """One clip, window by window."""
@@ -118,6 +117,7 @@ def main() -> None:
     parser.add_argument("models", nargs="*", default=["0.6b", "1.7b", "aligner-0.6b"])
     parser.add_argument("--work", type=Path, default=Path("build/bench"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/graphs.json"))
+    parser.add_argument("--precisions", nargs="+", default=list(PRECISIONS), choices=PRECISIONS)
     parser.add_argument("--child", nargs="+")
     args = parser.parse_args()
     if args.child:
@@ -137,7 +137,7 @@ def main() -> None:
             make_standin(model, checkpoint)
         rows = report.setdefault("models", {}).setdefault(model, {})
         rows["checkpoint_mb"] = round(sum(p.stat().st_size for p in checkpoint.glob("*.safetensors")) / 1e6)
-        for precision in PRECISIONS:
+        for precision in args.precisions:
             folder = args.work / f"{model}-{precision}"
             row = _child("export", checkpoint, folder, precision)
             if precision in for_device("cpu"):

@@ -133,7 +133,7 @@ def _text(config: Config) -> Any:
 AUDIO_KEYS = ("num_mel_bins encoder_layers d_model encoder_attention_heads encoder_ffn_dim downsample_hidden_size "
               "output_dim n_window n_window_infer activation_function")  # fmt: skip
 TEXT_KEYS = ("vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
-             "head_dim hidden_act rms_norm_eps max_position_embeddings rope_theta tie_word_embeddings")  # fmt: skip
+             "head_dim hidden_act rms_norm_eps max_position_embeddings rope_theta")  # fmt: skip
 NEEDED = [
     *(f"thinker_config.audio_config.{key}" for key in AUDIO_KEYS.split()),
     *(f"thinker_config.text_config.{key}" for key in TEXT_KEYS.split()),
@@ -281,3 +281,23 @@ def test_tokenizer_parts_that_do_not_belong_together_are_refused(original: Path)
     write_json(original / "tokenizer_config.json", settings)
     with pytest.raises(CheckpointInvalid, match=r"tokenizer_config\.json in .* lists no added tokens"):
         Checkpoint(original)
+
+
+def test_a_recogniser_that_does_not_say_so_is_tied_and_its_weights_must_agree(tmp_path: Path) -> None:
+    folder = make_original(tmp_path / "original", "asr")
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    for section in (config["thinker_config"], config["thinker_config"]["text_config"]):
+        section.pop("tie_word_embeddings", None)
+    write_json(folder / "config.json", config)
+    assert Checkpoint(folder).spec.tied
+    shard = (
+        folder
+        / json.loads((folder / "model.safetensors.index.json").read_text("utf-8"))["weight_map"][
+            "thinker.lm_head.weight"
+        ]
+    )
+    tensors = load_file(shard)
+    tensors["thinker.lm_head.weight"] = tensors["thinker.lm_head.weight"] + 1
+    save_file(tensors, shard, {"format": "pt"})
+    with pytest.raises(CheckpointKeysWrong, match="unexpected"):
+        Checkpoint(folder)
