@@ -32,6 +32,7 @@ def main() -> None:
     parser.add_argument("models", nargs="*", default=["0.6b", "aligner-0.6b", "1.7b"])
     parser.add_argument("--work", type=Path, default=Path("build/bench"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/agreement.json"))
+    parser.add_argument("--precisions", nargs="+", default=list(PRECISIONS), choices=PRECISIONS)
     args = parser.parse_args()
     report: dict[str, Any] = json.loads(args.out.read_text("utf-8")) if args.out.exists() else {}
     report |= {"command": "python benchmarks/agreement.py", "machine": machine(), "clip_seconds": SECONDS}
@@ -41,7 +42,7 @@ def main() -> None:
             folder.parent.mkdir(parents=True, exist_ok=True)
             make_standin(model, folder)
         checkpoint = Checkpoint(folder)
-        for precision in PRECISIONS:
+        for precision in args.precisions:
             start, target = time.perf_counter(), args.work / f"agreement-{model}-{precision}"
             bundle = export(folder, target, precision=precision, check=False, replace=True)
             figures = verify(bundle, checkpoint, seconds=SECONDS).to_dict()

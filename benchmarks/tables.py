@@ -94,6 +94,19 @@ def _score(row: dict[str, float]) -> list[str]:
     return [f"{row['exact']:.1%}", f"{row['boundary_mean_ms']:g}", f"{row['boundary_within_80_ms']:.1%}"]
 
 
+def kernels() -> str:
+    """One operator at a time."""
+    measured = load("kernels")
+    rows = [
+        [name, f"{measured['prompt'][name]['gflop_per_s']}", f"{measured['step'][name]['gb_per_s']:g}"]
+        for name in measured["prompt"]
+    ]
+    products = table(["weights", "143 rows, GFLOP/s", "one row, GB/s of weights"], rows)
+    places = list(measured["attention_ms"]["32-bit cache"])
+    rows = [[name, *(f"{of[place]:.2f}" for place in places)] for name, of in measured["attention_ms"].items()]
+    return products + "\n\n" + table(["attention, ms", *(f"{place} past tokens" for place in places)], rows)
+
+
 def against() -> str:
     """Whole clips against transformers."""
     measured = load("against_transformers")
@@ -107,7 +120,7 @@ def against() -> str:
     return table(["", "first token, s", "all 35 tokens, s", "times faster than fp32", "than bf16"], rows)
 
 
-TABLES = (graphs, agreement, tiny, against)
+TABLES = (graphs, kernels, agreement, tiny, against)
 
 if __name__ == "__main__":
     print("\n\n".join(make() for make in TABLES))

@@ -117,8 +117,8 @@ def _capacity(bundle: Bundle, wanted: int | None, default: int) -> int:
 def _graphs(bundle: Bundle, capacity: int, threads: int, share_weights: bool) -> tuple[Encoder, Decoder]:
     if share_weights and bundle.manifest.precision != "fp32":
         raise RequestInvalid(
-            f"share_weights needs an fp32 bundle, and {bundle.folder} is {bundle.manifest.precision}, whose weights the "
-            "kernels copy into their own order; leave share_weights out"
+            f"share_weights needs an fp32 bundle, and {bundle.folder} is {bundle.manifest.precision}, whose weights "
+            "the kernels copy into their own order; leave share_weights out"
         )
     try:
         from qwen3asr.sessions.onnxruntime import OrtDecoder, OrtEncoder  # noqa: PLC0415 (an optional dependency)

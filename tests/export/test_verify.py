@@ -39,7 +39,7 @@ def test_every_stage_equals_pytorch(tmp_path: Path, shape: str, dialect: str) ->
     if bundle.manifest.kind == "asr":
         assert set(checks) == EXACT
         assert checks["greedy token ids"]["worst"] == 0
-        assert checks["decoder: batch against single"]["worst"] == 0
+        assert checks["decoder: batch against single"]["worst"] <= (0 if dialect == "ort" else 1e-5)
         assert checks["forced tokens that differ"]["comparisons"] >= 500
     else:
         assert set(checks) == CHECKS | {"aligner classes that differ"}

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 import soxr
+from tests.checkpoints import TINY
 from tests.conftest import Recording
 
 import qwen3asr
@@ -30,6 +31,7 @@ from qwen3asr.errors import (
     LanguageUnknown,
     RequestInvalid,
 )
+from qwen3asr_export import export
 
 NAMES = ("english", "german", "spanish", "chinese", "english-long", "german-short", "silence")
 SPOKEN = NAMES[:-1]
@@ -260,3 +262,14 @@ def test_a_detected_language_that_the_aligner_lacks_keeps_the_text(
         result = model.transcribe(recordings["english"].path, timestamps="word")
     assert (result.text, result.words) == (recordings["english"].text, ())
     assert "no word times" in caplog.text
+
+
+def test_shared_weights_give_the_same_words_and_integers_cannot_be_shared(
+    asr_bundle: Path, recordings: dict[str, Recording], tmp_path: Path
+) -> None:
+    shared = qwen3asr.load(asr_bundle, share_weights=True)
+    result = shared.transcribe(recordings["german"].path)
+    assert (result.text, result.language) == (recordings["german"].text, "German")
+    small = export(TINY / "asr", tmp_path / "int8", precision="int8", check=False)
+    with pytest.raises(RequestInvalid, match="share_weights needs an fp32 bundle"):
+        qwen3asr.load(small.folder, share_weights=True)

@@ -131,3 +131,28 @@ def test_whatever_lies_behind_the_valid_frames_is_ignored(bundle: Bundle) -> Non
     dirty[:, :, 137:] = 1e6
     count = bundle.spec.windows.tokens(137)
     np.testing.assert_array_equal(session.run(mel, frames)[:, :count], session.run(dirty, frames)[:, :count])
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux's memory figures")
+def test_a_long_cache_takes_memory_only_where_it_is_written(bundle: Bundle) -> None:
+    """In small pages: a huge one would be taken whole for each head's first token."""
+
+    def resident() -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("RssAnon")).split()[1]) * 1024
+
+    before = resident()
+    session = _decoder(bundle, slots=64, capacity=8192)
+    _feed(session, bundle, _row(bundle, 10, 0), 0)
+    spec = bundle.spec
+    reserved = 64 * 8192 * 2 * spec.layers * spec.kv_heads * spec.head_dim * 4
+    assert resident() - before < reserved / 20
+
+
+def test_weights_left_in_the_mapped_file_answer_as_copied_ones(bundle: Bundle) -> None:
+    copied, shared = (
+        _decoder(bundle),
+        OrtDecoder(bundle.component("decoder"), bundle.spec, slots=3, capacity=256, mapped=True),
+    )
+    row = _row(bundle, 30, 1)
+    assert _feed(copied, bundle, row, 0)[0] == _feed(shared, bundle, row, 0)[0]
