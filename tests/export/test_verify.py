@@ -61,8 +61,10 @@ def test_every_precision_stays_within_its_bounds(tmp_path: Path, kind: str, prec
     assert verified is not None
     assert verified["passed"]
     assert (bundle.manifest.precision, bundle.manifest.dialect) == (precision, dialect)
+    answers = "forced tokens that differ" if kind == "asr" else "aligner classes that differ"
+    damage = {"damage: encoder embeddings", f"damage: {answers}"} if PRECISIONS[precision].quantised else set()
     checks = {check["check"] for check in verified["checks"]}
-    assert checks == (ASR_CHECKS if kind == "asr" else CHECKS | {"aligner classes that differ"})
+    assert checks == (ASR_CHECKS if kind == "asr" else CHECKS | {answers}) | damage
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -108,7 +110,8 @@ def test_a_wrong_weight_fails_with_the_whole_table(tmp_path: Path) -> None:
     rows = {line[:34].strip(): line for line in message.splitlines()}
     assert rows["mel"].endswith("ok")
     assert "FAILED at" in rows["encoder embeddings"]
-    assert "FAILED at" in rows["decoder logits"]
+    assert rows["decoder logits"].endswith("ok")  # it was fed with the reference's embeddings: not its fault
+    assert "FAILED at" in rows["log probabilities"]
     assert rows.keys() >= EXACT
 
 
