@@ -6,26 +6,17 @@ python benchmarks/features.py > benchmarks/results/features.json
 from __future__ import annotations
 
 import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
+from machine import machine
 from transformers import Qwen3ASRFeatureExtractor
 
 from qwen3asr.features import SAMPLE_RATE, log_mel
 
 SECONDS, ROUNDS = 120, 15
-
-
-def processor() -> str:
-    """The processor's name as the system gives it."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def timed(call: Callable[[], object]) -> float:
@@ -46,7 +37,7 @@ def main() -> None:
     pairs = [(timed(lambda: log_mel(samples)), timed(theirs)) for _ in range(ROUNDS + 1)][1:]
     ratios = [b / a for a, b in pairs]
     report = {
-        "machine": f"{processor()}, {os.cpu_count()} cores",
+        "machine": machine(),
         "audio_seconds": SECONDS,
         "rounds": ROUNDS,
         "log_mel_ms": {

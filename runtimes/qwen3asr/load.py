@@ -41,7 +41,7 @@ def load(
         capacity: tokens of the recogniser's KV cache, which bound the longest clip (13 a second of audio, and
             the text). Memory is taken as it is used.
         share_weights: leave the decoder's weights in the mapped file, so that processes share them and loading is
-            quick; decoding is up to half as slow again. For fp32 bundles only.
+            quick; decoding takes up to two thirds more time. For fp32 bundles only.
         check_hashes: compare every file's SHA-256 first (seconds a gigabyte).
 
     Raises:
