@@ -127,7 +127,8 @@ def _graphs(bundle: Bundle, capacity: int, threads: int, share_weights: bool) ->
             raise
         raise ExtraMissing("running on the CPU", "onnxruntime", "cpu") from error
     spec = bundle.spec
-    mapped = bundle.manifest.precision == "fp32"
-    decoder = OrtDecoder(bundle.component("decoder"), spec, slots=1, capacity=capacity, threads=threads, mapped=mapped)
+    decoder = OrtDecoder(
+        bundle.component("decoder"), spec, slots=1, capacity=capacity, threads=threads, mapped=share_weights
+    )
     encoder = OrtEncoder(bundle.component("encoder"), threads=threads)
     return Encoder(encoder, spec.windows), Decoder(decoder, spec.audio_pad, spec.hidden)

@@ -9,6 +9,7 @@ import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,6 +32,7 @@ from qwen3asr.errors import (
     LanguageUnknown,
     RequestInvalid,
 )
+from qwen3asr.sessions.onnxruntime import OrtDecoder
 from qwen3asr_export import export
 
 NAMES = ("english", "german", "spanish", "chinese", "english-long", "german-short", "silence")
@@ -265,9 +267,19 @@ def test_a_detected_language_that_the_aligner_lacks_keeps_the_text(
 
 
 def test_shared_weights_give_the_same_words_and_integers_cannot_be_shared(
-    asr_bundle: Path, recordings: dict[str, Recording], tmp_path: Path
+    asr_bundle: Path, recordings: dict[str, Recording], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    mapped: list[bool] = []
+
+    class Watched(OrtDecoder):
+        def __init__(self, *arguments: Any, **named: Any) -> None:
+            mapped.append(named["mapped"])
+            super().__init__(*arguments, **named)
+
+    monkeypatch.setattr("qwen3asr.sessions.onnxruntime.OrtDecoder", Watched)
+    qwen3asr.load(asr_bundle)
     shared = qwen3asr.load(asr_bundle, share_weights=True)
+    assert mapped == [False, True]  # copied unless asked otherwise
     result = shared.transcribe(recordings["german"].path)
     assert (result.text, result.language) == (recordings["german"].text, "German")
     small = export(TINY / "asr", tmp_path / "int8", precision="int8", check=False)
