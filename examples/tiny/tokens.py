@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+from qwen3asr_export.standin_tokenizer import TEMPLATES
 from speech import WORDS
 
 SPECIAL = [
@@ -14,29 +15,6 @@ SPECIAL = [
 ]  # fmt: skip
 PLAIN = ["<asr_text>", "<timestamp>"]
 """Added tokens that, as in Qwen3-ASR, are not flagged special: they survive ``skip_special_tokens``."""
-
-ASR_TEMPLATE = """\
-{%- set ns = namespace(system='') -%}
-{%- for message in messages if message.role == 'system' -%}
-{%- for part in message.content -%}{%- set ns.system = ns.system + part.text -%}{%- endfor -%}
-{%- endfor -%}
-<|im_start|>system
-{{ ns.system }}<|im_end|>
-<|im_start|>user
-{% for message in messages if message.role == 'user' -%}
-{%- for part in message.content if part.type == 'audio' -%}<|audio_start|><|audio_pad|><|audio_end|>{%- endfor -%}
-{%- endfor -%}<|im_end|>
-<|im_start|>assistant
-{% for message in messages if message.role == 'assistant' -%}
-{%- for part in message.content -%}{{ part.text }}{%- endfor -%}
-{%- if not loop.last or not continue_final_message %}<|im_end|>{% endif -%}
-{%- endfor -%}"""
-
-ALIGNER_TEMPLATE = """\
-{%- for message in messages -%}{%- for part in message.content -%}
-{%- if part.type == 'audio' -%}<|audio_start|><|audio_pad|><|audio_end|>
-{%- else -%}{{ part.text }}<timestamp><timestamp>{%- endif -%}
-{%- endfor -%}{%- endfor -%}"""
 
 _SPLIT = (  # Qwen2's pre-tokenizer
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -69,7 +47,7 @@ def build() -> Tokenizer:
 def save(tokenizer: Tokenizer, folder: Path, aligner: bool) -> None:
     """Write tokenizer, processor configuration and chat template as a ``-hf`` checkpoint has them."""
     tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "chat_template.jinja").write_text(ALIGNER_TEMPLATE if aligner else ASR_TEMPLATE, "utf-8")
+    (folder / "chat_template.jinja").write_text(TEMPLATES["aligner" if aligner else "asr"], "utf-8")
     extractor = {
         "feature_extractor_type": "Qwen3ASRFeatureExtractor", "feature_size": 128, "sampling_rate": 16000,
         "hop_length": 160, "n_fft": 400, "chunk_length": 30, "padding_side": "right", "padding_value": 0.0,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -14,7 +13,7 @@ from qwen3asr.spec import ModelSpec
 from qwen3asr_export import layout
 from qwen3asr_export.files import Tensors, read_json, weight_files
 
-__all__ = ["CARRIED", "Checkpoint", "Layout", "Tensors", "expected_tensors", "parameter_bytes"]
+__all__ = ["RANDOM", "Checkpoint", "Layout", "Tensors", "expected_tensors"]
 
 Layout: TypeAlias = Literal["hf", "original"]
 
@@ -215,8 +214,3 @@ def expected_tensors(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     elif not spec.tied:
         shapes["lm_head.weight"] = (spec.vocab, spec.hidden)
     return shapes
-
-
-def parameter_bytes(spec: ModelSpec) -> int:
-    """Bytes of all weights in float32, each stored once."""
-    return sum(4 * math.prod(shape) for shape in expected_tensors(spec).values())

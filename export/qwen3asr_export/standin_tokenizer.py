@@ -26,7 +26,7 @@ _PLAIN = ("<asr_text>", "<timestamp>")  # not flagged special: they survive ``sk
 _WORDS = {"system": 8948, "user": 872, "assistant": 77_091, "language": 11_528, "Ġ" + "English": 6364}
 _FIRST_PIECE = 100_000  # ids for the beginnings of those words, which no released prompt uses
 
-_TEMPLATES: dict[Kind, str] = {
+TEMPLATES: dict[Kind, str] = {
     "asr": """\
 {%- set ns = namespace(system='') -%}
 {%- for message in messages if message.role == 'system' -%}
@@ -49,6 +49,7 @@ _TEMPLATES: dict[Kind, str] = {
 {%- else -%}{{ part.text }}<timestamp><timestamp>{%- endif -%}
 {%- endfor -%}{%- endfor -%}""",
 }
+"""Chat templates of both kinds; the tiny models have them too."""
 
 
 def make_tokenizer(vocab: dict[str, int], merges: list[tuple[str, str]]) -> Any:
@@ -75,5 +76,5 @@ def save_processor(folder: Path, kind: Kind) -> None:
             merges.append((word[: end - 1], word[end - 1]))
             vocab[word[:end]] = index if end == len(word) else _FIRST_PIECE + len(merges)
     extractor: Any = Qwen3ASRFeatureExtractor
-    processor = Qwen3ASRProcessor(extractor(), make_tokenizer(vocab, merges), chat_template=_TEMPLATES[kind])
+    processor = Qwen3ASRProcessor(extractor(), make_tokenizer(vocab, merges), chat_template=TEMPLATES[kind])
     processor.save_pretrained(folder)

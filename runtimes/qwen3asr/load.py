@@ -53,7 +53,7 @@ def load(
     """
     _check_settings(device, threads)
     opened = open_bundle(Path(bundle), kind="asr", check_hashes=check_hashes)
-    _check_precision(opened)
+    _check_precision(opened, share_weights)
     room, tokenizer = _capacity(opened, capacity, ASR_CAPACITY), open_tokenizer(opened.folder, opened.spec)
     words = None
     if aligner is not None:
@@ -77,7 +77,7 @@ def load_aligner(
     """
     _check_settings(device, threads)
     opened = open_bundle(Path(bundle), kind="aligner", check_hashes=check_hashes)
-    _check_precision(opened)
+    _check_precision(opened, share_weights)
     prompts = PromptBuilder(open_tokenizer(opened.folder, opened.spec))
     class_ms = float(opened.config("processor_config.json").get("timestamp_segment_time", 80.0))
     graphs = _graphs(opened, _capacity(opened, None, ALIGNER_CAPACITY), threads, share_weights)
@@ -91,7 +91,7 @@ def _check_settings(device: str, threads: int) -> None:
         raise RequestInvalid(f"threads={threads} makes no sense; give 0 for one a core, or a positive number")
 
 
-def _check_precision(bundle: Bundle) -> None:
+def _check_precision(bundle: Bundle, share_weights: bool) -> None:
     name, here = bundle.manifest.precision, "cpu"
     if name not in PRECISIONS:
         raise BundleInvalid(
@@ -102,6 +102,11 @@ def _check_precision(bundle: Bundle) -> None:
         raise DeviceUnavailable(
             f"{bundle.folder} has the precision {name}, which runs on {' and '.join(PRECISIONS[name].devices)}, not on "
             f"the CPU; export the checkpoint again with --precision {', '.join(for_device(here))} or auto"
+        )
+    if share_weights and name != "fp32":
+        raise RequestInvalid(
+            f"share_weights needs an fp32 bundle, and {bundle.folder} is {name}, whose weights "
+            "the kernels copy into their own order; leave share_weights out"
         )
 
 
@@ -115,11 +120,6 @@ def _capacity(bundle: Bundle, wanted: int | None, default: int) -> int:
 
 
 def _graphs(bundle: Bundle, capacity: int, threads: int, share_weights: bool) -> tuple[Encoder, Decoder]:
-    if share_weights and bundle.manifest.precision != "fp32":
-        raise RequestInvalid(
-            f"share_weights needs an fp32 bundle, and {bundle.folder} is {bundle.manifest.precision}, whose weights "
-            "the kernels copy into their own order; leave share_weights out"
-        )
     try:
         from qwen3asr.sessions.onnxruntime import OrtDecoder, OrtEncoder  # noqa: PLC0415 (an optional dependency)
     except ModuleNotFoundError as error:

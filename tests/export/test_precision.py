@@ -21,17 +21,24 @@ from tests.original import make_native, make_original
 
 import qwen3asr
 from qwen3asr import precisions
+from qwen3asr.cli import exporting
 from qwen3asr.errors import RequestInvalid, VerificationFailed
 from qwen3asr_export import decoder, encoder, export
 from qwen3asr_export.blocks import quantise
 from qwen3asr_export.convert import check_choice
+from qwen3asr_export.dialects import DIALECTS
 from qwen3asr_export.graph import BFLOAT16, FLOAT, FLOAT16, INT64, Graph, WeightFile
 from qwen3asr_export.numerics import Blocks, Float, Matrices, Numerics
 from qwen3asr_export.precision import PRECISIONS
+from qwen3asr_export.standin import STANDINS
 
 
 def test_export_and_runtime_know_the_same_precisions() -> None:
     assert PRECISIONS.keys() == precisions.PRECISIONS.keys()
+    assert list(exporting.Precision) == ["auto", *PRECISIONS]  # and the command line
+    assert list(exporting.Dialect) == list(DIALECTS)
+    assert list(exporting.Device) == list(precisions.AUTO)
+    assert list(exporting.StandIn) == list(STANDINS)
     for device, name in precisions.AUTO.items():
         assert name in precisions.for_device(device)
     for name, precision in PRECISIONS.items():
