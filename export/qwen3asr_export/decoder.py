@@ -29,6 +29,7 @@ def build_decoder(
         ``past`` int64 ``[B]``: tokens that each row has cached.
         ``take`` int64 ``[B, T]``: indices within the new tokens whose answer is wanted.
         ``past.{i}.key/value`` ``[B, kv_heads, capacity, head_dim]`` of the cache's type.
+        ``total_length`` int32, ``ort`` dialect only: tokens of the longest row, the new ones included, or more.
 
     Outputs: ``token`` int64 ``[B, T]`` (argmax), ``logprob`` float32 ``[B, T]`` (its natural log
     probability), ``present.{i}.key/value``, to be bound to the same memory as the past. The inner tensor

@@ -57,13 +57,16 @@ class OrtDialect:
             raise ConfigInvalid("text_config.head_dim", "ONNX Runtime's GroupQueryAttention takes multiples of 16 only")
 
     def begin(self, g: Graph, spec: ModelSpec, ids: str, past: str) -> None:
-        """Row lengths as GroupQueryAttention wants them, and the rotary tables."""
-        total = g.op("Add", past, g.dim(ids, 1))
-        self._last = g.op("Cast", g.op("Sub", total, g.const(1)), to=INT32, out="last_position")
-        longest = g.op("ReduceMax", total, keepdims=0)
-        self._total = g.op("Cast", longest, to=INT32, out="total_length")
+        """Row lengths as GroupQueryAttention wants them, and the rotary tables.
+
+        The operator reads the longest row's length on the host: computed from ``past``, it would be fetched from a
+        GPU in every step, and no CUDA graph could be captured. So it is an input.
+        """
+        self._positions = _positions(g, ids, past)
+        last = g.op("Gather", self._positions, g.const(-1), axis=1)
+        self._last = g.op("Cast", last, to=INT32, out="last_position")
+        self._total = g.input("total_length", INT32, [])
         self._tables = _store_tables(g, spec)
-        self._positions = _positions(g, ids, past) if g.numerics.cache != g.activation else ""
 
     def norm(self, g: Graph, x: str, weight: str, epsilon: float) -> str:
         """See :class:`Dialect`."""

@@ -172,6 +172,7 @@ class Graph:
         )  # fmt: skip
         used = {node.domain for node in self._nodes}
         opsets = [helper.make_opsetid("", self._opset)] + ([helper.make_opsetid(CONTRIB, 1)] if CONTRIB in used else [])
-        model = helper.make_model(graph, opset_imports=opsets, producer_name=PRODUCER)
+        ir_version = helper.find_min_ir_version_for(opsets, ignore_unknown=True)  # older runtimes refuse newer ones
+        model = helper.make_model(graph, opset_imports=opsets, producer_name=PRODUCER, ir_version=ir_version)
         helper.set_model_props(model, metadata)
         return model

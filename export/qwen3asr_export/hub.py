@@ -113,6 +113,28 @@ def find_checkpoint(
         return repository.cached() if offline else repository.fetched()
 
 
+def find_config(
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    offline: bool = False,
+    cache_dir: Path | None = None,
+    endpoint: str | None = None,
+) -> dict[str, Any]:
+    """Only the config.json of a checkpoint, whose weights are left where they are.
+
+    Arguments and errors are those of :func:`find_checkpoint`.
+    """
+    if Path(source).expanduser().is_dir():
+        return read_json(find_checkpoint(source, revision=revision).folder, "config.json")
+    if not _ID.fullmatch(str(source)):
+        raise CheckpointInvalid(f"there is no checkpoint folder at {source}; give a folder, or a hub id")
+    offline = offline or constants.HF_HUB_OFFLINE
+    repository = _Repository(str(source), revision, offline, cache_dir or Path(constants.HF_HUB_CACHE), endpoint)
+    with repository.own_errors():
+        return read_json(repository.config_folder(), "config.json")
+
+
 @dataclass(frozen=True, slots=True)
 class _Repository:
     name: str
@@ -139,8 +161,7 @@ class _Repository:
         info = hub.model_info(self.name, revision=self.revision, timeout=_TIMEOUT, files_metadata=True)
         files = {file.rfilename: file.size or 0 for file in info.siblings or ()}
         sizes = {name: size for name, size in files.items() if name.endswith(_SUFFIXES) and "/" not in name}
-        config = hf_hub_download(self.name, "config.json", tqdm_class=_TerminalBar, **self._where)
-        self._check_model(Path(config).parent)
+        self.config_folder()
         if not any(name.endswith(".safetensors") for name in sizes):
             raise CheckpointInvalid(f"{self.name} has no safetensors weights, and only those are read")
         self._check_room(sizes, info.sha)
@@ -149,6 +170,13 @@ class _Repository:
         if missing:  # the library took what was in the cache when the connection broke
             raise HubUnreachable(f"{self.name} came without {', '.join(missing)}; {_AGAIN}")
         return Found(folder, self.name, folder.name)
+
+    def config_folder(self) -> Path:
+        """Where config.json is, fetched by itself and known to be a Qwen3-ASR model's."""
+        options: dict[str, Any] = {"local_files_only": self.offline, "tqdm_class": _TerminalBar}
+        folder = Path(hf_hub_download(self.name, "config.json", **options, **self._where)).parent
+        self._check_model(folder)
+        return folder
 
     def _snapshot(self) -> Path:
         options: dict[str, Any] = {"local_files_only": self.offline, "tqdm_class": _TerminalBar}
