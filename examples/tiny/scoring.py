@@ -11,8 +11,8 @@ import numpy as np
 from qwen3asr.features import Mel, log_mel
 from qwen3asr.prompt import PromptBuilder
 from qwen3asr.sessions.base import Embeddings
+from qwen3asr.times import repair_times
 from qwen3asr.tokenizer import open_tokenizer
-from qwen3asr.words import repair_times
 from qwen3asr_export.checkpoint import Checkpoint
 from qwen3asr_export.reference import Reference
 from speech import Lexicon, Utterance, compose
