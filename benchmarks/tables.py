@@ -24,10 +24,10 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def graphs() -> str:
+def graphs(name: str = "graphs") -> str:
     """Sizes, memory and times of the graphs."""
     rows = []
-    for model, of_model in load("graphs")["models"].items():
+    for model, of_model in load(name)["models"].items():
         for precision, row in of_model.items():
             if precision == "checkpoint_mb":
                 continue
@@ -58,6 +58,11 @@ def graphs() -> str:
             "encoder ms, 1 / 8 / 30 s", "prefill of 145, ms", "step at 150, ms (x floor)", "step at 1900, ms (x floor)",
             "1900 / 150", "10 s clip, s"]  # fmt: skip
     return table(head, rows)
+
+
+def graphs_epyc() -> str:
+    """Those of a second machine."""
+    return graphs("graphs_epyc")
 
 
 def agreement() -> str:
@@ -108,19 +113,122 @@ def kernels() -> str:
 
 
 def against() -> str:
-    """Whole clips against transformers."""
-    measured = load("against_transformers")
+    """Whole clips against transformers, on two machines."""
     rows = []
-    for name, seconds in measured["seconds"].items():
-        cells = [name, f"{measured['first_token_seconds'][name]:.2f}", f"{seconds:.2f}"]
-        for peer in ("transformers fp32", "transformers bf16"):
-            ratio = measured["ratios"].get(f"{peer} / {name}")
-            cells.append(f"{ratio['median']} ({ratio['min']}-{ratio['max']})" if ratio else "-")
-        rows.append(cells)
-    return table(["", "first token, s", "all 35 tokens, s", "times faster than fp32", "than bf16"], rows)
+    for measured in (load("against_transformers"), load("against_transformers_epyc")):
+        for name, seconds in measured["seconds"].items():
+            cells = [measured["machine"], name, f"{measured['first_token_seconds'][name]:.2f}", f"{seconds:.2f}"]
+            for peer in ("transformers fp32", "transformers bf16"):
+                ratio = measured["ratios"].get(f"{peer} / {name}")
+                cells.append(f"{ratio['median']} ({ratio['min']}-{ratio['max']})" if ratio else "-")
+            rows.append(cells)
+    return table(["machine", "", "first token, s", "all 35 tokens, s", "times faster than fp32", "than bf16"], rows)
 
 
-TABLES = (graphs, kernels, agreement, tiny, against)
+def concurrency() -> str:
+    """Continuous batching."""
+    rows = []
+    for precision, measured in load("concurrency")["0.6b"].items():
+        for row in measured["rows"]:
+            low, high = row["throughput_ratio_spread"]
+            rows.append([
+                precision, str(row["clips_at_a_time"]), row["policy"] if row["clips_at_a_time"] > 1 else "-",
+                f"{row['throughput_ratio']:.2f} ({low:.2f}-{high:.2f})", f"{row['first_token_s']:.2f}",
+                f"{row['inter_token_ms']:.0f}", f"{row['inter_token_p99_ms']:.0f}", f"{row['rows_per_step']:.1f}",
+            ])  # fmt: skip
+    head = ["precision", "clips at a time", "admission", "throughput, times one by one", "first token, s",
+            "between tokens, ms", "99th percentile", "rows a step"]  # fmt: skip
+    return table(head, rows)
+
+
+def streaming() -> str:
+    """Steps of one stream."""
+    measured = load("streaming")
+    again = measured["decoding_all_again_s"]
+    rows = [
+        [str(row["minute"]), f"{row['seconds']:.2f}", f"{row['most_seconds']:.2f}", f"{row['windows']:.2f}",
+         f"{row['tokens']:.0f}", f"{again['minute ' + str(row['minute'])]:.1f}"]
+        for row in measured["steps"]
+    ]  # fmt: skip
+    head = ["minute", "a step, s", "longest", "windows encoded", "tokens fed", "decoding all again, first token, s"]
+    return table(head, rows)
+
+
+def three_hours() -> str:
+    """Hours of audio: time and memory."""
+    hours = load("long_audio")["hours"]
+    rows = [
+        ["seconds taken", f"{hours['seconds']:g}"],
+        ["real-time factor", f"{hours['real_time_factor']:g}"],
+        ["resident MB, loaded", str(hours["resident_mb_loaded"])],
+        *([f"resident MB after {hour}", str(mb)] for hour, mb in hours["resident_mb_by_hour"].items()),
+        ["peak MB above loaded", str(hours["peak_mb_above_loaded"])],
+    ]
+    return table([f"{hours['audio_hours']} hours, {hours['pieces']} pieces", ""], rows)
+
+
+def many_streams() -> str:
+    """Streams side by side, in real time."""
+    streams = load("long_audio")["streams"]
+    names = {"p50": "median", "p90": "90 %", "p99": "99 %"}
+    rows = [
+        [label, *(f"{streams[key][name]:g}" for name in names)]
+        for label, key in (
+            ("a step in the engine, ms", "step_ms"),
+            ("event behind the audio that it is of, ms", "event_behind_its_audio_ms"),
+            ("20 ms chunk taken late by the event loop, ms", "chunk_taken_late_ms"),
+        )
+    ]
+    return table([f"{streams['streams']} streams", *names.values()], rows)
+
+
+def pipecat_latency() -> str:
+    """From the end of speech to the final transcript."""
+    measured = load("pipecat_latency")
+    rows = [
+        [model, service, str(found["turns"]), *(f"{found[service][key]:.2f}" for key in ("p50", "p90", "p99"))]
+        for model, found in measured.items()
+        if isinstance(found, dict)
+        for service in ("segmented", "streaming")
+    ]
+    return table(["model", "service", "turns", "median, s", "90 %", "99 %"], rows)
+
+
+def peers() -> str:
+    """The same clip through everybody, in turn."""
+    from peers import table as of_peers  # noqa: PLC0415 (needs torch)
+
+    measured = load("peers")
+    return of_peers(measured, list(dict.fromkeys(name.split(" / ")[0] for name in measured["ratios"])))
+
+
+def under_load() -> str:
+    """What a server answered to thousands of clients, and what it then held."""
+    measured = load("load")
+    statuses: dict[str, int] = {}
+    for outcome, count in measured["outcomes"].items():
+        status = outcome.split(": ")[1]
+        statuses[status] = statuses.get(status, 0) + count
+    first, *_, last = measured["held_after_warm_up_and_each_round"]
+    rows = [
+        ["requests, at a time, seconds", f"{measured['requests']}, {measured['at_a_time']}, {measured['seconds']:g}"],
+        ["answered 200", str(statuses.pop("200"))],
+        ["refused: " + ", ".join(sorted(statuses.keys() - {"left"})), str(sum(statuses.values()) - statuses["left"])],
+        ["clients that left", str(statuses["left"])],
+        ["answers wrong, missing or another's", str(len(measured["wrong"]))],
+        ["tracebacks in the log", str(measured["tracebacks"])],
+        *(
+            [label, f"{first[key]:.0f} -> {last[key]:.0f}"]
+            for label, key in (("resident MB", "rss_mb"), ("threads", "threads"), ("file handles", "handles"))
+        ),
+    ]
+    return table(["server under load", ""], rows)
+
+
+TABLES = (
+    graphs, graphs_epyc, kernels, agreement, tiny, against, peers, concurrency, streaming, three_hours, many_streams,
+    pipecat_latency, under_load,
+)  # fmt: skip
 
 if __name__ == "__main__":
     print("\n\n".join(make() for make in TABLES))
