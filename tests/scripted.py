@@ -37,3 +37,6 @@ class ScriptedDecoder:
         tokens = np.array([[self.script.pop(0) for _ in range(take.shape[1])]], np.int64).reshape(take.shape)
         logprobs = [self.logprobs.pop(0) if self.logprobs else -0.5 for _ in range(take.shape[1])]
         return Picked(tokens, np.array([logprobs], np.float32).reshape(take.shape))
+
+    def close(self) -> None:
+        """Holds nothing."""

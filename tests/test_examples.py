@@ -32,14 +32,23 @@ def test_align_example_keeps_punctuation(aligner_bundle: Path, recordings: dict[
     assert "-->" in printed
 
 
+def test_stream_example(asr_bundle: Path, recordings: dict[str, Recording]) -> None:
+    wanted = recordings["spanish"]
+    printed = _run(ROOT / "examples/stream.py", asr_bundle, wanted.path).stdout.splitlines()
+    assert printed[-1].endswith(f"Spanish: {wanted.text}")
+    assert any(line.endswith("...") for line in printed[:-1])
+
+
+@pytest.mark.parametrize("name", ["README.md", "integrations/README.md"])
 def test_the_readme_s_python_works(
-    asr_bundle: Path, aligner_bundle: Path, recordings: dict[str, Recording], tmp_path: Path
+    asr_bundle: Path, aligner_bundle: Path, recordings: dict[str, Recording], tmp_path: Path, name: str
 ) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/qwen3-asr-0.6b").symlink_to(asr_bundle)
     (tmp_path / "out/forced-aligner").symlink_to(aligner_bundle)
-    (tmp_path / "call.wav").write_bytes(recordings["english"].path.read_bytes())
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+    for clip in ("call.wav", "one.wav", "two.wav"):
+        (tmp_path / clip).write_bytes(recordings["english"].path.read_bytes())
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / name).read_text("utf-8"), re.DOTALL)
     assert blocks
     for block in blocks:
         subprocess.run([sys.executable, "-c", block], check=True, cwd=tmp_path)
@@ -60,6 +69,7 @@ def test_a_real_signal_during_an_export_leaves_nothing(tmp_path: Path, signal: s
 import os, signal, sys
 from qwen3asr_export.graph import WeightFile
 from qwen3asr import cli
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what started the tests may have it ignored
 add = WeightFile.add
 def hit(self, name, array):
     if "layers.1.mlp.up_proj" in name:

@@ -11,26 +11,56 @@ Importing loads neither torch nor ONNX Runtime; :func:`load` does, when it knows
 from qwen3asr.aligner import Aligner
 from qwen3asr.audio import Audio, AudioInput, read_audio
 from qwen3asr.errors import Qwen3AsrError
+from qwen3asr.events import Event, Final, Partial
+from qwen3asr.generate import Generation
+from qwen3asr.guards import EchoGuard, Guards, LoopGuard, SpeechGate
 from qwen3asr.languages import ALIGNER_LANGUAGES, LANGUAGES
 from qwen3asr.load import load, load_aligner
-from qwen3asr.recognizer import Recognizer
+from qwen3asr.metrics import MetricsSnapshot
+from qwen3asr.recognizer import KvCache, Recognizer
+from qwen3asr.scheduler import Policy
+from qwen3asr.segmenter import StreamSettings
+from qwen3asr.stitch import join_texts, transcript_of
+from qwen3asr.streaming import AsyncStream, Stream
 from qwen3asr.transcript import Transcript
+from qwen3asr.transcription import Progress
 from qwen3asr.types import FinishReason, Segment, Word
+from qwen3asr.vad import FRAME, EnergyDetector, SpeechDetector
 
 __all__ = [
     "ALIGNER_LANGUAGES",
+    "FRAME",
     "LANGUAGES",
     "Aligner",
+    "AsyncStream",
     "Audio",
     "AudioInput",
+    "EchoGuard",
+    "EnergyDetector",
+    "Event",
+    "Final",
     "FinishReason",
+    "Generation",
+    "Guards",
+    "KvCache",
+    "LoopGuard",
+    "MetricsSnapshot",
+    "Partial",
+    "Policy",
+    "Progress",
     "Qwen3AsrError",
     "Recognizer",
     "Segment",
+    "SpeechDetector",
+    "SpeechGate",
+    "Stream",
+    "StreamSettings",
     "Transcript",
     "Word",
+    "join_texts",
     "load",
     "load_aligner",
     "read_audio",
+    "transcript_of",
 ]
 __version__ = "0.1.0"

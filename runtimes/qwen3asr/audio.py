@@ -3,27 +3,26 @@
 The order is the original's: mean of the channels, resampling to 16 kHz (soxr HQ), division by the peak where it
 exceeds 1. Quiet audio is not amplified. One difference: the original peak-normalises int16 arrays, here integers
 are divided by their full scale, so that an array and the WAV file made from it give the same samples.
+
+Everything is read in blocks, so that :func:`open_audio` needs little memory for a file of any length;
+:func:`read_audio` puts the blocks together.
 """
 
 from __future__ import annotations
 
-import io
 import os
-import shutil
-import stat
-import subprocess
-import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Any, BinaryIO, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import soundfile
 import soxr
 
-from qwen3asr.errors import AudioEmpty, AudioFormatInvalid, AudioNotFinite, AudioNotFound, AudioUnreadable
+from qwen3asr.decode import MAX_RATE, Decoded, open_bytes, open_path, parts
+from qwen3asr.errors import AudioEmpty, AudioFormatInvalid, AudioNotFinite, AudioPastLimit
 from qwen3asr.features import SAMPLE_RATE, Samples
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -31,9 +30,6 @@ AudioInput: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO | Array | tupl
 """A path, the bytes of a file, a binary file object, samples, ``(samples, rate)``, or a Hugging Face
 ``{"array": samples, "sampling_rate": rate}``."""
 
-MAX_RATE = 768_000
-_MIN_FILE_RATE = 1_000  # below it, a broken header would have us make gigabytes out of a small file
-_BLOCK = 1 << 20  # frames decoded at a time: only the mono mix of a long file is ever whole in memory
 _FULL_SCALE = {  # kind and bytes of a dtype: the value of silence, and the distance to full scale
     "f2": (0.0, 1.0),
     "f4": (0.0, 1.0),
@@ -62,8 +58,44 @@ class Audio:
         return len(self.samples) / SAMPLE_RATE
 
 
+class AudioReader:
+    """One clip as consecutive blocks; made by :func:`open_audio`.
+
+    A context manager: files are closed and removed when it ends. Iterating yields float32 ``[n]`` blocks, n >= 1,
+    mono, 16 kHz, finite, never the caller's own memory; once, as with a file. Blocks are as decoded: a reader cannot
+    know the peak of what is to come, so whoever takes them divides each piece that it uses by its own peak
+    (:func:`limit_peak`).
+
+    Attributes:
+        name: what messages call the clip.
+        duration: in seconds as the header tells it, ``None`` where it does not; of a damaged file, less may come.
+    """
+
+    def __init__(self, decoded: Decoded, name: str, resources: ExitStack) -> None:
+        self.name = name
+        self.duration = None if decoded.frames is None else decoded.frames / decoded.rate
+        self._blocks = _to_16k(decoded, name)
+        self._resources = resources
+
+    def __iter__(self) -> Iterator[Samples]:
+        return self._blocks
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file and remove temporary ones; nothing can be read any more."""
+        self._blocks.close()
+        self._resources.close()
+
+
 def read_audio(source: AudioInput, sample_rate: int | None = None, name: str | None = None) -> Audio:
-    """Read one clip as 16 kHz mono.
+    """Read one clip whole, as 16 kHz mono, divided by its peak where that exceeds 1.
 
     Args:
         source: path, bytes, binary file object (read from where it stands; need not seek) in any format of libsndfile,
@@ -80,46 +112,61 @@ def read_audio(source: AudioInput, sample_rate: int | None = None, name: str | N
         AudioFormatInvalid: a type, shape or rate that cannot be audio.
         PermissionError: as the system raises it.
     """
-    if isinstance(source, str | os.PathLike):
-        path = os.fsdecode(source)
-        name = name or path
-        mono, rate = _read_path(path, name)
-    elif isinstance(source, bytes | bytearray | memoryview):
-        name = name or "audio"
-        mono, rate = _read_bytes(bytes(source), name)
-    elif hasattr(source, "read"):
-        name = name or _stream_name(source)
-        mono, rate = _read_bytes(_read_stream(source, name), name)
-    else:
-        name = name or "audio"
-        array, rate = _array_and_rate(source, sample_rate, name)
-        mono = _mono(array, name)
-    return Audio(_to_16k(mono, rate, name), name)
+    with open_audio(source, sample_rate, name) as reader:
+        samples = np.concatenate(list(reader))
+    return Audio(limit_peak(samples), reader.name)
 
 
-# --- files -----------------------------------------------------------------------------------------------------
+def open_audio(
+    source: AudioInput, sample_rate: int | None = None, name: str | None = None, most_seconds: float | None = None
+) -> AudioReader:
+    """Open one clip, to be read in blocks.
 
+    Of a file only a block is in memory at a time; bytes, streams and pipes are held as they came, arrays are the
+    caller's. What ffmpeg has to decode goes through a temporary file.
 
-def _read_path(text: str, name: str) -> tuple[Samples, int]:
-    if text.lower().startswith(("http://", "https://")):
-        raise AudioUnreadable(name, "it is a URL; download it first, then give the file's path or bytes")
-    path = Path(text)
+    Args:
+        source: as for :func:`read_audio`.
+        sample_rate: as for :func:`read_audio`.
+        name: as for :func:`read_audio`.
+        most_seconds: refuse longer audio: by its header, and where that does not tell, when so much was read.
+
+    Raises:
+        AudioPastLimit: it is longer than ``most_seconds``.
+        AudioError: as :func:`read_audio`. What only the samples show, ``AudioEmpty``, ``AudioNotFinite`` and
+            ``AudioUnreadable`` of a file damaged further on, is raised while the blocks are read.
+        PermissionError: as the system raises it.
+    """
+    resources = ExitStack()
     try:
-        status = path.stat()
-    except PermissionError:
+        if isinstance(source, str | os.PathLike):
+            path = os.fsdecode(source)
+            name = name or path
+            decoded = open_path(path, name, resources, most_seconds)
+        elif isinstance(source, bytes | bytearray | memoryview):
+            name = name or "audio"
+            decoded = open_bytes(bytes(source), name, resources, most_seconds)
+        elif hasattr(source, "read"):
+            name = name or _stream_name(source)
+            decoded = open_bytes(_read_stream(source, name), name, resources, most_seconds)
+        else:
+            name = name or "audio"
+            decoded = _open_array(*_array_and_rate(source, sample_rate, name), name)
+        if most_seconds is not None:
+            decoded = _bounded(decoded, most_seconds)
+    except BaseException:
+        resources.close()
         raise
-    except (OSError, ValueError) as error:  # also too long a name, a path through a file, a NUL character
-        raise AudioNotFound(text if len(text) <= 200 else f"{text[:200]}... ({len(text)} characters)") from error
-    if stat.S_ISDIR(status.st_mode):
-        raise AudioUnreadable(name, "it is a directory; give the files in it one by one")
-    with path.open("rb") as stream:
-        if not stat.S_ISREG(status.st_mode):  # a pipe, such as bash's <(...)
-            return _read_bytes(stream.read(), name)
-        if status.st_size == 0:
-            raise AudioEmpty(name)
-        # soundfile takes a name that ends in .raw for headerless PCM, whatever the content
-        seekable = io.BytesIO(stream.read()) if path.suffix.lower() == ".raw" else stream
-        return _decode(seekable, path, name)
+    return AudioReader(decoded, name, resources)
+
+
+def limit_peak(samples: Samples) -> Samples:
+    """A clip or piece within +-1: divided by its peak where that exceeds 1, else as it is; float32 ``[n]``, n >= 1."""
+    peak = max(samples.max(), -samples.min())
+    return samples / peak if peak > 1 else samples
+
+
+# --- streams ---------------------------------------------------------------------------------------------------
 
 
 def _read_stream(stream: Any, name: str) -> bytes:
@@ -132,60 +179,6 @@ def _read_stream(stream: Any, name: str) -> bytes:
 def _stream_name(stream: Any) -> str:
     name = getattr(stream, "name", None)
     return name if isinstance(name, str) and name else "audio"
-
-
-def _read_bytes(data: bytes, name: str) -> tuple[Samples, int]:
-    if not data:
-        raise AudioEmpty(name)
-    return _decode(io.BytesIO(data), data, name)
-
-
-def _decode(stream: BinaryIO, source: Path | bytes, name: str) -> tuple[Samples, int]:
-    """Mono samples and rate, by libsndfile; ``source`` is the same audio, as ffmpeg is to get it."""
-    try:
-        return _decode_libsndfile(stream, name)
-    except soundfile.LibsndfileError as error:
-        reason = f"libsndfile: {error.error_string.strip().rstrip('.')}"
-    if shutil.which("ffmpeg") is None:
-        raise AudioUnreadable(name, f"{reason}; installing ffmpeg adds more formats (m4a, webm, video ...)")
-    with tempfile.TemporaryDirectory(prefix="qwen3asr-") as folder:
-        if isinstance(source, bytes):  # not through a pipe: ffmpeg must seek in most m4a files
-            data, source = source, Path(folder, "source")
-            source.write_bytes(data)
-        target = Path(folder, "decoded.au")
-        problem = _run_ffmpeg(source, target)
-        if problem is not None:
-            raise AudioUnreadable(name, f"{reason}; ffmpeg: {problem}")
-        with target.open("rb") as decoded:
-            return _decode_libsndfile(decoded, name)
-
-
-def _run_ffmpeg(source: Path, target: Path) -> str | None:
-    """Decode to float32 at the file's own rate and channels; the last line of what ffmpeg says if it fails.
-
-    Mixing and resampling stay ours: ffmpeg's -ac 1 adds stereo up (0.7 each) instead of taking the mean.
-    "file:" and the whitelist keep a name or a playlist from sending ffmpeg to the network.
-    """
-    command = ["ffmpeg", "-hide_banner", "-nostdin", "-loglevel", "error", "-protocol_whitelist", "file"]
-    command += ["-i", f"file:{source}", "-vn", "-c:a", "pcm_f32be", "-f", "au", f"file:{target}"]
-    result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
-    if result.returncode == 0:
-        return None
-    lines = result.stderr.decode(errors="replace").strip().splitlines()
-    return lines[-1].removeprefix(f"file:{source}: ") if lines else f"exit status {result.returncode}"
-
-
-def _decode_libsndfile(stream: BinaryIO, name: str) -> tuple[Samples, int]:
-    with soundfile.SoundFile(stream) as file:
-        rate = int(file.samplerate)
-        if not _MIN_FILE_RATE <= rate <= MAX_RATE:
-            raise AudioUnreadable(name, f"its header gives a rate of {rate} Hz; convert it to {SAMPLE_RATE} Hz")
-        blocks: list[Samples] = []
-        while (block := file.read(_BLOCK, dtype="float32", always_2d=True)).shape[0]:
-            blocks.append(block.mean(axis=1))
-    if not blocks:
-        raise AudioEmpty(name)
-    return np.concatenate(blocks), rate
 
 
 # --- arrays ----------------------------------------------------------------------------------------------------
@@ -219,10 +212,8 @@ def _checked_rate(rate: Any, name: str) -> int:
     return int(rate)
 
 
-def _mono(array: Array, name: str) -> Samples:
-    """float32 ``[n]`` at full scale 1; the mean of the channels."""
-    kind = f"{array.dtype.kind}{array.dtype.itemsize}"
-    if kind not in _FULL_SCALE:
+def _open_array(array: Array, rate: int, name: str) -> Decoded:
+    if f"{array.dtype.kind}{array.dtype.itemsize}" not in _FULL_SCALE:
         raise AudioFormatInvalid(
             f"{name} has samples of type {array.dtype}; give float16, float32, float64, int16, int32 or uint8, "
             "for example with .astype(numpy.float32)"
@@ -233,31 +224,68 @@ def _mono(array: Array, name: str) -> Samples:
         )
     if array.size == 0:
         raise AudioEmpty(name)
-    zero, scale = _FULL_SCALE[kind]
+    channels_first = array.ndim == 2 and array.shape[0] <= 8 and array.shape[1] > array.shape[0]
+    frames = array.T if channels_first else array
+    return Decoded((_mono(frames[part]) for part in parts(len(frames))), rate, len(frames))
+
+
+def _mono(frames: Array) -> Samples:
+    """float32 ``[n]`` at full scale 1 from ``[n]`` or ``[n, channels]``: the mean of the channels; a copy."""
+    zero, scale = _FULL_SCALE[f"{frames.dtype.kind}{frames.dtype.itemsize}"]
     with np.errstate(over="ignore"):  # what float32 cannot hold turns infinite, and is reported as such
-        samples: Samples = array.astype(np.float32)
+        samples: Samples = frames.astype(np.float32)
         if scale != 1.0:
             samples = (samples - np.float32(zero)) / np.float32(scale)
-        if samples.ndim == 2:
-            channels_first = samples.shape[0] <= 8 and samples.shape[1] > samples.shape[0]
-            samples = samples.mean(axis=0 if channels_first else 1)
-        return samples
+        return samples.mean(axis=1) if samples.ndim == 2 else samples
 
 
-def _to_16k(mono: Samples, rate: int, name: str) -> Samples:
-    _check_finite(mono, rate, name)
-    if rate != SAMPLE_RATE:
-        mono = soxr.resample(mono, rate, SAMPLE_RATE, quality="HQ")
-        if mono.shape[0] == 0:  # less than half a sample
-            raise AudioEmpty(name)
-        _check_finite(mono, SAMPLE_RATE, name)  # samples near float32's largest overflow in the filter
-    peak = float(np.abs(mono).max())
-    if peak > 1.0:
-        mono = mono / np.float32(peak)
-    return np.clip(mono, -1.0, 1.0)
+# --- blocks ----------------------------------------------------------------------------------------------------
 
 
-def _check_finite(mono: Samples, rate: int, name: str) -> None:
-    finite = np.isfinite(mono)
-    if not finite.all():
-        raise AudioNotFinite(name, int(finite.size - finite.sum()), int(finite.argmin()) / rate)
+def _bounded(decoded: Decoded, seconds: float) -> Decoded:
+    most = int(seconds * decoded.rate)
+    if decoded.frames is not None and decoded.frames > most:
+        raise AudioPastLimit(seconds)
+
+    def blocks() -> Iterator[Samples]:
+        done = 0
+        for block in decoded.blocks:
+            done += len(block)
+            if done > most:
+                raise AudioPastLimit(seconds)
+            yield block
+
+    return replace(decoded, blocks=blocks())
+
+
+def _to_16k(decoded: Decoded, name: str) -> Generator[Samples, None, None]:
+    blocks = _finite(decoded.blocks, decoded.rate, name)
+    if decoded.rate != SAMPLE_RATE:  # samples near float32's largest overflow in the filter
+        blocks = _finite(_resampled(blocks, decoded.rate), SAMPLE_RATE, name)
+    empty = True
+    for block in blocks:
+        empty = False
+        yield block
+    if empty:  # less than half a sample is none
+        raise AudioEmpty(name)
+
+
+def _resampled(blocks: Iterator[Samples], rate: int) -> Iterator[Samples]:
+    """What resampling the whole at once gives."""
+    stream = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
+    parts = (stream.resample_chunk(block) for block in blocks)
+    yield from (part for part in parts if part.size)
+    if (rest := stream.resample_chunk(np.zeros(0, np.float32), last=True)).size:
+        yield rest
+
+
+def _finite(blocks: Iterator[Samples], rate: int, name: str) -> Iterator[Samples]:
+    done = 0
+    for block in blocks:
+        finite = np.isfinite(block)
+        if not finite.all():
+            first = (done + int(finite.argmin())) / rate
+            bad = finite.size - finite.sum() + sum(rest.size - np.isfinite(rest).sum() for rest in blocks)
+            raise AudioNotFinite(name, int(bad), first)
+        done += len(block)
+        yield block

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, cast
 
 from qwen3asr.errors import (
@@ -70,6 +70,7 @@ class Bundle:
     manifest: Manifest
     spec: ModelSpec
     sizes: Mapping[str, int] = field(repr=False)
+    hashes: Mapping[str, str] = field(repr=False)
 
     @property
     def bytes(self) -> int:
@@ -81,9 +82,12 @@ class Bundle:
         return self.folder / self.manifest.components[name]
 
     def config(self, name: str) -> dict[str, Any]:
-        """A JSON file of the bundle, ``{}`` where it has none of that name."""
-        path = self.folder / name
-        return cast(dict[str, Any], json.loads(path.read_text("utf-8"))) if path.is_file() else {}
+        """A JSON file of the bundle, ``{}`` where it has none of that name.
+
+        Raises:
+            BundleFileDamaged: it is no JSON object.
+        """
+        return _read_json(self.folder, name) if (self.folder / name).is_file() else {}
 
 
 def open_bundle(folder: str | Path, *, kind: Kind | None = None, check_hashes: bool = False) -> Bundle:
@@ -105,13 +109,9 @@ def open_bundle(folder: str | Path, *, kind: Kind | None = None, check_hashes: b
         raise BundleKindWrong(folder, manifest.kind, kind)
     for name, entry in files.items():
         _check_file(folder, name, entry, check_hashes)
-    try:
-        config = json.loads((folder / "config.json").read_text("utf-8"))
-    except FileNotFoundError as error:
-        raise BundleFileMissing("config.json", folder) from error
-    return Bundle(
-        folder, manifest, ModelSpec.from_config(config), {name: entry["size"] for name, entry in files.items()}
-    )
+    config = _read_json(folder, "config.json")
+    sizes, hashes = ({name: entry[key] for name, entry in files.items()} for key in ("size", "sha256"))
+    return Bundle(folder, manifest, ModelSpec.from_config(config), sizes, hashes)
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
@@ -126,7 +126,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text("utf-8"))
         version = content["format"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BundleInvalid(f"{path} cannot be read ({error!r}); run `qwen3asr export` again") from error
     if not isinstance(version, int) or version < 1:
         raise BundleInvalid(f"{path} has the format version {version!r}, not a number; run `qwen3asr export` again")
@@ -142,11 +142,12 @@ def _parse_manifest(folder: Path, content: dict[str, Any]) -> tuple[Manifest, di
         files = {
             str(name): {"size": int(e["size"]), "sha256": str(e["sha256"])} for name, e in content["files"].items()
         }
-        needed = {"positions": manifest.limits["positions"]} | {name: manifest.components[name] for name in COMPONENTS}
-        if not isinstance(needed.pop("positions"), int) or not all(isinstance(file, str) for file in needed.values()):
-            raise TypeError("limits or components of another type")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        _check_types(manifest)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise BundleInvalid(f"{MANIFEST} in {folder} is damaged ({error!r}); run `qwen3asr export` again") from error
+    outside = [name for name in files if not _is_inside(name)]
+    if outside:
+        raise BundleInvalid(f"{MANIFEST} in {folder} names {outside[0]!r}, outside of it; do not use this bundle")
     if manifest.kind not in ("asr", "aligner"):
         raise BundleInvalid(
             f"{MANIFEST} in {folder} has the unknown kind {manifest.kind!r}; run `qwen3asr export` again"
@@ -155,6 +156,35 @@ def _parse_manifest(folder: Path, content: dict[str, Any]) -> tuple[Manifest, di
     if unlisted:
         raise BundleInvalid(f"{MANIFEST} in {folder} does not list {', '.join(unlisted)}; run `qwen3asr export` again")
     return manifest, files
+
+
+def _check_types(manifest: Manifest) -> None:
+    """Raise a KeyError or TypeError where values are of another type than the annotations say."""
+    positions = manifest.limits["positions"]
+    if type(positions) is not int or positions < 1:
+        raise TypeError("limits.positions is no number of tokens")
+    texts = [manifest.precision, manifest.dialect, *manifest.components.values()]
+    texts += [manifest.components[name] for name in COMPONENTS]
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError("precision, dialect or components of another type")
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a name leads to a place below the folder, on every system; links there are the owner's own."""
+    windows = PureWindowsPath(name)
+    return not (".." in windows.parts or windows.anchor or PurePosixPath(name).is_absolute() or "\0" in name)
+
+
+def _read_json(folder: Path, name: str) -> dict[str, Any]:
+    try:
+        content = json.loads((folder / name).read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise BundleFileMissing(name, folder) from error
+    except (ValueError, RecursionError) as error:
+        raise BundleFileDamaged(name, folder, f"no JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise BundleFileDamaged(name, folder, "no JSON object")
+    return content
 
 
 def _check_file(folder: Path, name: str, entry: Mapping[str, Any], check_hashes: bool) -> None:
@@ -191,20 +221,21 @@ def new_bundle(
 
 
 @contextmanager
-def new_folder(target: Path, needed: int, *, replace: bool = False) -> Iterator[Path]:
+def new_folder(target: Path, needed: int, *, replace: bool = False, marker: str = MANIFEST) -> Iterator[Path]:
     """A temporary folder to fill, which becomes ``target`` when the block ends without an error.
 
     Args:
         target: where it goes.
         needed: bytes that will be written; checked against the free space first.
         replace: an existing bundle is replaced, once the new one is whole.
+        marker: the file by which such a folder is known.
 
     Raises:
         TargetExists: the target exists and is not to be replaced, or is no bundle.
         DiskFull: too little room, at the start or on the way.
     """
     target = target.absolute()
-    check_target(target, replace)
+    check_target(target, replace, marker)
     target.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(target.parent).free
     if free < needed:
@@ -217,7 +248,7 @@ def new_folder(target: Path, needed: int, *, replace: bool = False) -> Iterator[
     try:
         folder.chmod(0o755)
         yield folder
-        _put_in_place(folder, target, replace)
+        _put_in_place(folder, target, replace, marker)
     except OSError as error:
         if error.errno == errno.ENOSPC and not isinstance(error, DiskFull):
             raise DiskFull(errno.ENOSPC, f"the disk of {target.parent} is full; free {needed / 1e6:.0f} MB") from error
@@ -248,7 +279,7 @@ def _replace_text(path: Path, text: str) -> None:
     draft.replace(path)
 
 
-def check_target(target: Path, replace: bool) -> None:
+def check_target(target: Path, replace: bool, marker: str = MANIFEST) -> None:
     """Refuse a target that :func:`new_bundle` would refuse.
 
     Raises:
@@ -256,13 +287,13 @@ def check_target(target: Path, replace: bool) -> None:
     """
     if not target.exists():
         return
-    is_bundle = (target / MANIFEST).is_file()
+    is_bundle = (target / marker).is_file()
     if not replace or not is_bundle:
         raise TargetExists(target, is_bundle)
 
 
-def _put_in_place(folder: Path, target: Path, replace: bool) -> None:
-    check_target(target, replace)  # it may have appeared meanwhile
+def _put_in_place(folder: Path, target: Path, replace: bool, marker: str) -> None:
+    check_target(target, replace, marker)  # it may have appeared meanwhile
     if not target.exists():
         folder.rename(target)
         return

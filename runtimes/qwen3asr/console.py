@@ -45,6 +45,16 @@ def bar(label: str, total: int) -> Iterator[Callable[[], None]]:
 
 
 @contextmanager
+def seconds(label: str) -> Iterator[Callable[[float, float | None], None]]:
+    """A progress bar in seconds; yields what takes those done, and of how many if that is known."""
+    with _progress() as bars:
+        task = bars.add_task(label, total=None)
+        yield lambda done, total: bars.update(
+            task, completed=int(done), total=None if total is None else max(int(total), int(done))
+        )
+
+
+@contextmanager
 def stages() -> Iterator[Callable[[str, int, int], None]]:
     """A progress bar for each stage of an export; without a terminal, a line when a stage begins."""
     with _progress() as bars:

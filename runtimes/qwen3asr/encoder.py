@@ -21,6 +21,15 @@ class Encoder:
     def __init__(self, session: EncoderSession, windows: WindowSpec) -> None:
         self._session, self._windows = session, windows
 
+    @property
+    def batch_windows(self) -> int:
+        """Windows of one run, at most."""
+        return self._session.batch_windows
+
+    def tokens(self, frames: int) -> int:
+        """Embedding rows of so many mel frames."""
+        return self._windows.tokens(frames)
+
     def encode(self, mels: Sequence[Mel]) -> list[Embeddings]:
         """Embeddings of each clip.
 
@@ -43,6 +52,10 @@ class Encoder:
         for index, (clip, _) in enumerate(pieces):
             clips[clip].append(done[index])
         return [np.concatenate(rows) for rows in clips]
+
+    def close(self) -> None:
+        """Let go of a device's memory; see :class:`qwen3asr.sessions.base.EncoderSession`."""
+        self._session.close()
 
     def _run(self, windows: Sequence[Mel], width: int) -> list[Embeddings]:
         mel = np.zeros((len(windows), MEL_BINS, width), np.float32)

@@ -7,12 +7,24 @@ the standard class (``FileNotFoundError``, ``ValueError`` ...) as with any other
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import queue
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 
 class Qwen3AsrError(Exception):
-    """Base of every error of this library."""
+    """Base of every error of this library. Errors can be pickled: processes hand them to each other."""
+
+    def __reduce__(self) -> tuple[Callable[..., Qwen3AsrError], tuple[object, ...]]:
+        """By its message: the constructors make that of other arguments."""
+        return _restored, (type(self), self.args, vars(self))
+
+
+def _restored(kind: type[Qwen3AsrError], args: tuple[object, ...], attributes: dict[str, object]) -> Qwen3AsrError:
+    error = kind.__new__(kind, *args)  # which OSError takes its errno from
+    error.args = args
+    vars(error).update(attributes)
+    return error
 
 
 class AudioError(Qwen3AsrError):
@@ -62,13 +74,25 @@ class AudioFormatInvalid(AudioError, TypeError):
 
 
 class AudioTooLong(AudioError, ValueError):
-    """The clip does not fit the KV cache, or the aligner's time classes."""
+    """The clip does not fit the KV cache, or one pass of the aligner."""
 
     def __init__(self, seconds: float, limit: float, what: str = "KV cache") -> None:
-        cure = "load the model with a larger capacity=, or cut" if what == "KV cache" else "cut"
-        super().__init__(
-            f"{seconds:.1f} s of audio do not fit the {what}, which takes {limit:.1f} s; {cure} the audio at a silence"
+        cure = (
+            "load the model with a larger capacity="
+            if what == "KV cache"
+            else "align it through a recogniser, which splits it: qwen3asr.load(..., aligner=...)"
         )
+        super().__init__(
+            f"{seconds:.1f} s of audio do not fit the {what}, which takes {limit:.1f} s; {cure}, "
+            "or cut the audio at a silence"
+        )
+
+
+class AudioPastLimit(AudioError, ValueError):
+    """The clip is longer than the caller allows."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"the audio is longer than the {seconds:g} s that are allowed; cut it at a silence")
 
 
 # --- requests --------------------------------------------------------------------------------------------------
@@ -168,6 +192,18 @@ class DeviceUnavailable(Qwen3AsrError, RuntimeError):
     """The device asked for cannot be used here."""
 
 
+class NodesMisplaced(Qwen3AsrError, RuntimeError):
+    """Nodes of a graph would run on the CPU, and their data travel there and back in every run."""
+
+    def __init__(self, graph: str, provider: str, nodes: list[tuple[str, str]]) -> None:
+        named = ", ".join(f"{kind} {name}".strip() for kind, name in nodes[:6])
+        more = f" and {len(nodes) - 6} more" if len(nodes) > 6 else ""
+        super().__init__(
+            f"{provider} does not run {len(nodes)} nodes of {graph} ({named}{more}); export the checkpoint again with "
+            "this version, or with --dialect standard, or load with device='cpu'"
+        )
+
+
 class BackendFailed(Qwen3AsrError, RuntimeError):
     """The backend stopped within a run: out of memory, or a graph that does not fit its inputs."""
 
@@ -175,6 +211,84 @@ class BackendFailed(Qwen3AsrError, RuntimeError):
         super().__init__(
             f"{backend} failed: {error}; if memory is short, give less audio at a time or a smaller capacity=, "
             "otherwise check the bundle with `qwen3asr verify`"
+        )
+
+
+class KvMemoryShort(Qwen3AsrError, MemoryError):
+    """More rows of the KV cache were asked for than the free memory holds."""
+
+    def __init__(self, wanted: int, slot_bytes: int, free: int) -> None:
+        fit, mb = max(1, free // slot_bytes), 1_000_000
+        super().__init__(
+            f"slots={wanted} need {wanted * slot_bytes / mb:.0f} MB of KV cache, and {free / mb:.0f} MB are free: "
+            f"{fit} would fit; give slots={fit}, or a capacity= {wanted * slot_bytes / max(free, 1):.1f} times smaller"
+        )
+
+
+class DetectorMissing(Qwen3AsrError, FileNotFoundError):
+    """The model file of a speech detector is not there."""
+
+
+class DetectorInvalid(Qwen3AsrError, ValueError):
+    """A file is no model of a speech detector that can be run here."""
+
+
+class EngineBusy(Qwen3AsrError, queue.Full):
+    """As many requests are waiting, or streams open, as the model was loaded for.
+
+    Attributes:
+        retry_after: seconds until there should be room.
+    """
+
+    def __init__(self, what: str, retry_after: float) -> None:
+        self.retry_after = retry_after
+        super().__init__(
+            f"{what} already; come again in about {retry_after:.1f} s, or load the model with a longer queue="
+        )
+
+
+class EngineClosed(Qwen3AsrError, RuntimeError):
+    """The model was closed."""
+
+    def __init__(self) -> None:
+        super().__init__("the model was closed; load it again")
+
+
+class EngineFailed(Qwen3AsrError, RuntimeError):
+    """The engine itself failed, not a request; it starts anew with the next one."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(f"the engine failed ({type(error).__name__}: {error}) and starts anew; send the request again")
+
+
+class DeadlineExceeded(Qwen3AsrError, TimeoutError):
+    """A request took longer than it was given."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"not done within its {seconds:.1f} s; give more time, shorter audio, or fewer requests")
+
+
+class StreamEnded(UsageError, ValueError):
+    """Audio was given to a stream that was finished, aborted or closed, or that an error ended."""
+
+    def __init__(self) -> None:
+        super().__init__("the stream has ended; open a new one for more audio")
+
+
+class StepCancelled(Qwen3AsrError, RuntimeError):
+    """The model gave up a step of a stream."""
+
+    def __init__(self) -> None:
+        super().__init__("the model cancelled a step of the stream, as when it is closed; open a new stream")
+
+
+class StreamBehind(Qwen3AsrError, BufferError):
+    """A stream is given audio faster than the model takes it."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(
+            f"{seconds:.0f} s of audio wait for the model already; give it in real time, give recordings to run(), "
+            "or open fewer streams at a time"
         )
 
 
@@ -187,6 +301,73 @@ class ConfigInvalid(Qwen3AsrError, ValueError):
 
     def __init__(self, key: str, reason: str = "it is not there") -> None:
         super().__init__(f"config.json, {key}: {reason}; is this the config.json of a Qwen3-ASR model?")
+
+
+# --- server ----------------------------------------------------------------------------------------------------
+
+
+class ParameterInvalid(UsageError, ValueError):
+    """A parameter of a request to the server has a value that it cannot have.
+
+    Attributes:
+        parameter: its name.
+    """
+
+    def __init__(self, parameter: str, problem: str) -> None:
+        self.parameter = parameter
+        super().__init__(f"{parameter}: {problem}")
+
+
+class ModelUnknown(UsageError, LookupError):
+    """A request names a model that the server does not have."""
+
+    def __init__(self, name: str, known: str) -> None:
+        super().__init__(f"there is no model {name!r} here; name {known!r}")
+
+
+class KeyRefused(Qwen3AsrError, PermissionError):
+    """A request brings no API key of the server's."""
+
+    def __init__(self) -> None:
+        super().__init__("this server needs one of its API keys; send it in the header Authorization: Bearer KEY")
+
+
+class UploadTooLarge(Qwen3AsrError, ValueError):
+    """The body of a request is longer than the server takes."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(
+            f"the request is larger than the {limit / 1e6:g} MB that this server takes; send a compressed format such "
+            "as FLAC, MP3 or Opus, or cut the audio at a silence"
+        )
+
+
+class OriginRefused(Qwen3AsrError, PermissionError):
+    """A page of another web origin wants to open a session."""
+
+    def __init__(self, origin: str) -> None:
+        super().__init__(f"pages of {origin} may not connect; start the server with it in cors_origins")
+
+
+class EventInvalid(UsageError, ValueError):
+    """An event that a realtime client sent cannot be used; its session goes on.
+
+    Attributes:
+        code: of OpenAI's kind, such as ``invalid_value``.
+        parameter: the field that is wrong, if it is one.
+        event_id: the client's name of the event, if it could be read.
+    """
+
+    def __init__(self, message: str, code: str, parameter: str | None = None, event_id: str | None = None) -> None:
+        self.code, self.parameter, self.event_id = code, parameter, event_id
+        super().__init__(message)
+
+
+class ServerDraining(Qwen3AsrError, ConnectionError):
+    """The server is about to stop."""
+
+    def __init__(self) -> None:
+        super().__init__("the server is about to stop and takes no more work; send the request again, or to another")
 
 
 # --- export ----------------------------------------------------------------------------------------------------
@@ -237,3 +418,103 @@ class DiskFull(Qwen3AsrError, OSError):
 
 class VerificationFailed(Qwen3AsrError, RuntimeError):
     """The exported graphs do not do what the checkpoint does in PyTorch."""
+
+
+# --- TensorRT --------------------------------------------------------------------------------------------------
+
+
+class EnginesInvalid(Qwen3AsrError, ValueError):
+    """The folder holds no TensorRT engines, or its engine.json makes no sense."""
+
+
+class EnginesTooNew(EnginesInvalid):
+    """Written by a newer qwen3asr."""
+
+    def __init__(self, found: int, known: int) -> None:
+        super().__init__(
+            f"these engines have format version {found}, this qwen3asr reads up to {known}; "
+            "upgrade with: pip install -U qwen3asr"
+        )
+
+
+class EngineFileMissing(EnginesInvalid, FileNotFoundError):
+    """A file that engine.json lists is not there."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        super().__init__(f"{name} is not in {folder}; build the engines again, with --force")
+
+
+class EngineFileDamaged(EnginesInvalid):
+    """A file differs from what was built."""
+
+    def __init__(self, name: str, folder: Path, difference: str) -> None:
+        super().__init__(f"{name} in {folder} is not what was built ({difference}); build again, with --force")
+
+
+class EnginesStale(EnginesInvalid):
+    """The engines were built from other graphs than those beside them."""
+
+    def __init__(self, folder: Path, graph: str) -> None:
+        super().__init__(f"{folder} was built from another {graph} than the bundle's; build again, with --force")
+
+
+class EnginesMissing(EnginesInvalid, FileNotFoundError):
+    """A bundle has no TensorRT engines, or none that run here.
+
+    Attributes:
+        reasons: why each folder of engines in it does not.
+    """
+
+    def __init__(self, bundle: Path, reasons: list[str]) -> None:
+        self.reasons = reasons
+        what = "no TensorRT engines" if not reasons else f"no TensorRT engines that run here ({'; '.join(reasons)})"
+        super().__init__(
+            f"{bundle} has {what}; build them on this machine with: qwen3asr export --engine tensorrt {bundle}, "
+            "or load with build_engines=True"
+        )
+
+
+class EngineRefused(EnginesInvalid):
+    """TensorRT does not take an engine that it built, or finds other tensors in it."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"TensorRT does not take {path}: {reason}; build the engines again, with --force")
+
+
+class EnginesForeign(DeviceUnavailable):
+    """The engines were built for another TensorRT or another GPU."""
+
+    def __init__(self, folder: Path, what: str, built: str, here: str) -> None:
+        super().__init__(
+            f"{folder} was built for {what} {built}, and here is {here}; build engines here with: "
+            "qwen3asr export --engine tensorrt BUNDLE"
+        )
+
+
+class PackageTooOld(Qwen3AsrError, ImportError):
+    """An optional dependency is there, in a version that lacks what is needed."""
+
+    def __init__(self, package: str, found: str, needed: str) -> None:
+        super().__init__(f"{package} {found} is too old; install {needed} or newer: pip install -U {package}")
+
+
+class GraphRefused(Qwen3AsrError, ValueError):
+    """The engine's parser does not take a node of the graph."""
+
+    def __init__(self, graph: str, node: str, operator: str, reason: str) -> None:
+        super().__init__(
+            f"TensorRT's parser refuses {graph} at the node {node!r} ({operator}): {reason}; "
+            "install a newer TensorRT, or run the bundle with ONNX Runtime"
+        )
+
+
+class EngineBuildFailed(Qwen3AsrError, RuntimeError):
+    """TensorRT built no engine."""
+
+
+class EngineUnexpected(Qwen3AsrError, RuntimeError):
+    """The network or engine is not what was meant: layers are missing, unfused, or of another type."""
+
+
+class GpuMemoryShort(Qwen3AsrError, MemoryError):
+    """Weights, KV cache and activations do not fit the GPU."""

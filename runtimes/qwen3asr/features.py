@@ -25,6 +25,8 @@ HOP = 160
 MEL_BINS = 128
 MIN_SAMPLES = 8_000
 """Shorter clips are zero-padded to this, and the padding counts as audio (half a second)."""
+FLOOR = 8.0
+"""Decades below the clip's loudest value at which all features end."""
 
 _BLOCK = 2_048  # frames transformed at a time: the working set stays in the cache and memory stays flat
 
@@ -86,6 +88,20 @@ def log_mel(samples: Samples) -> Mel:
         samples = np.pad(samples, (0, MIN_SAMPLES - samples.shape[0]))
     frames = samples.shape[0] // HOP
     padded = np.pad(samples.astype(np.float32, copy=False), N_FFT // 2, mode="reflect")
+    power = log_power(padded, frames)
+    return scale(power, power.max(), out=power)
+
+
+def log_power(padded: Samples, frames: int) -> npt.NDArray[np.float32]:
+    """Decades of power in each mel band, before the clip's floor; frames do not depend on one another.
+
+    Args:
+        padded: float32 ``[n]``; frame f is made of the 400 samples from ``160 * f`` on.
+        frames: how many, with ``n >= 160 * (frames - 1) + 400``.
+
+    Returns:
+        float32 ``[frames, 128]``, at least -10.
+    """
     windows = np.lib.stride_tricks.sliding_window_view(padded, N_FFT)[::HOP]
     hann, filters = _hann(), mel_filters()
     mel = np.empty((frames, MEL_BINS), np.float32)
@@ -94,8 +110,21 @@ def log_mel(samples: Samples) -> Mel:
         spectrum = np.fft.rfft(windows[start:stop] * hann)
         power = np.square(spectrum.real) + np.square(spectrum.imag)
         np.matmul(power, filters, out=mel[start:stop])
-    np.log10(np.maximum(mel, 1e-10, out=mel), out=mel)
-    np.maximum(mel, mel.max() - 8.0, out=mel)
+    return np.log10(np.maximum(mel, 1e-10, out=mel), out=mel)
+
+
+def scale(power: npt.NDArray[np.float32], loudest: np.float32, *, out: npt.NDArray[np.float32] | None = None) -> Mel:
+    """Features of frames whose clip's greatest :func:`log_power` is ``loudest``.
+
+    Args:
+        power: float32 ``[frames, 128]``.
+        loudest: the maximum over the whole clip, of which these may be a part.
+        out: where to compute; a new array if ``None``.
+
+    Returns:
+        float32 ``[128, frames]``.
+    """
+    mel = np.maximum(power, loudest - FLOOR, out=out)
     mel += 4.0
     mel *= 0.25
     return np.ascontiguousarray(mel.T)

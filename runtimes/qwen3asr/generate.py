@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -14,14 +15,31 @@ from qwen3asr.types import FinishReason
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """What the model wrote: token ids without the end token, their log probabilities, and how it ended."""
+    """What the model wrote.
+
+    Attributes:
+        tokens: ids, without the end token.
+        logprobs: of each.
+        finish_reason: how it ended.
+        end: the end token, if one was chosen.
+    """
 
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
     finish_reason: FinishReason
+    end: int | None = None
 
 
-def generate(decoder: Decoder, prompt: Prompt, *, eos: Collection[int], budget: int, slot: int = 0) -> Generation:
+class Watch(Protocol):
+    """Sees the tokens of one text as they are written."""
+
+    def push(self, token: int) -> int | None:
+        """Take the next token; the number of tokens to keep if the text is to end here."""
+
+
+def generate(
+    decoder: Decoder, prompt: Prompt, *, eos: Collection[int], budget: int, watch: Watch | None = None, slot: int = 0
+) -> Generation:
     """Decode greedily until an end token or the budget.
 
     Args:
@@ -29,6 +47,7 @@ def generate(decoder: Decoder, prompt: Prompt, *, eos: Collection[int], budget: 
         prompt: ids and audio rows; with the budget it must fit the decoder's capacity.
         eos: ids that end the text.
         budget: most tokens to write, at least 1.
+        watch: ends a text that runs in circles.
         slot: cache row to use.
 
     Raises:
@@ -42,9 +61,12 @@ def generate(decoder: Decoder, prompt: Prompt, *, eos: Collection[int], budget: 
         # 2. the most probable token ends the text, or is written
         token = int(picked.tokens[0, 0])
         if token in eos:
-            return Generation(tuple(tokens), tuple(logprobs), "stop")
+            return Generation(tuple(tokens), tuple(logprobs), "stop", token)
         tokens.append(token)
         logprobs.append(float(picked.logprobs[0, 0]))
+        kept = None if watch is None else watch.push(token)
+        if kept is not None:
+            return Generation(tuple(tokens[:kept]), tuple(logprobs[:kept]), "loop")
         if len(tokens) == budget:
             return Generation(tuple(tokens), tuple(logprobs), "length")
         # 3. feed it back

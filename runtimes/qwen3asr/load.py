@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import os
 from pathlib import Path
 
 from qwen3asr.aligner import Aligner, AlignerLimits
+from qwen3asr.backends import Wishes, choose_backend
 from qwen3asr.bundle import Bundle, open_bundle
-from qwen3asr.decoder import Decoder
-from qwen3asr.encoder import Encoder
-from qwen3asr.errors import BundleInvalid, DeviceUnavailable, ExtraMissing, RequestInvalid
-from qwen3asr.precisions import PRECISIONS, for_device
+from qwen3asr.engine import Engine
+from qwen3asr.errors import ConfigInvalid, RequestInvalid
+from qwen3asr.guards import Guards
+from qwen3asr.memory import choose_slots
+from qwen3asr.precisions import PRECISIONS
 from qwen3asr.prompt import PromptBuilder
 from qwen3asr.recognizer import Recognizer
+from qwen3asr.scheduler import Policy
 from qwen3asr.tokenizer import open_tokenizer
 
-ASR_CAPACITY = 8_192
-"""Default KV-cache tokens of the recogniser: seven minutes of audio and their text."""
+_log = logging.getLogger("qwen3asr")
+
+ASR_CAPACITY = 4_096
+"""Default KV-cache tokens of a slot: three minutes of audio, which is a pass, and twice the text that fits them."""
 ALIGNER_CAPACITY = 12_288
 """KV-cache tokens of the aligner: the 400 s that its classes can address, and 7,000 tokens of words."""
 
@@ -26,8 +33,18 @@ def load(
     *,
     aligner: str | os.PathLike[str] | None = None,
     device: str = "auto",
+    engine: str | None = None,
+    provider: str | None = None,
+    provider_cache: str | os.PathLike[str] | None = None,
+    engines: str | os.PathLike[str] | None = None,
+    build_engines: bool = False,
+    cuda_graphs: bool = True,
     threads: int = 0,
+    slots: int | None = None,
     capacity: int | None = None,
+    queue: int = 64,
+    guards: Guards | None = None,
+    policy: Policy | None = None,
     share_weights: bool = False,
     check_hashes: bool = False,
 ) -> Recognizer:
@@ -36,10 +53,29 @@ def load(
     Args:
         bundle: folder that ``qwen3asr export`` wrote.
         aligner: folder of a forced aligner's bundle, for word times.
-        device: ``"cpu"``, or ``"auto"`` for the best there is.
+        device: ``"cpu"``, ``"cuda"`` (``"cuda:1"`` for another GPU than the first), or ``"auto"``: CUDA where ONNX
+            Runtime has it, a GPU is there and the bundle runs on it, or the bundle has TensorRT engines that run here;
+            otherwise the CPU.
+        engine: what runs the graphs, ``"onnxruntime"`` or ``"tensorrt"``; ``None``: TensorRT where the bundle has
+            engines that run here, otherwise ONNX Runtime.
+        engines: which of the bundle's folders of TensorRT engines, by its name there or as a path; by default those
+            of the bundle's own precision. For the recogniser, not for ``aligner``.
+        build_engines: build TensorRT engines in the bundle where it has none that run here, which takes minutes, and
+            the exporter.
+        provider: which of ONNX Runtime's providers runs them on a GPU: ``"cuda"`` (the default), ``"tensorrt"`` or
+            ``"nv_tensorrt_rtx"``. The latter two build engines when they first run, which takes minutes.
+        provider_cache: folder in which those engines are kept; by default ``ort-engines`` in the bundle.
+        cuda_graphs: capture the steps of decoding as CUDA graphs, with ``provider="cuda"`` or TensorRT.
         threads: threads of one operator; 0: one a physical core.
-        capacity: tokens of the recogniser's KV cache, which bound the longest clip (13 a second of audio, and
-            the text). Memory is taken as it is used.
+        slots: requests that are decoded at a time, each with KV-cache memory of its own; by default up to 8, as many
+            as fit in half of the memory that is free, on a GPU up to 32 and four fifths; with TensorRT up to what the
+            engines were built for. A CPU's memory is taken as
+            it is first used, a GPU's at once; :attr:`Recognizer.kv_cache` tells how much it may become.
+        capacity: KV-cache tokens of a slot, which bound a pass (13 a second of audio, and the text); by default 4096,
+            with TensorRT what the engines were built for.
+        queue: requests that may wait for a slot; one more is refused with ``EngineBusy``.
+        guards: what keeps loops and invented text out; ``Guards.off()`` gives the model's text as it is.
+        policy: how new requests and running ones share the device.
         share_weights: leave the decoder's weights in the mapped file, so that processes share them and loading is
             quick; decoding takes up to two thirds more time. For fp32 bundles only.
         check_hashes: compare every file's SHA-256 first (seconds a gigabyte).
@@ -48,25 +84,49 @@ def load(
         BundleNotFound, BundleInvalid, BundleTooNew, BundleKindWrong, BundleFileMissing, BundleFileDamaged,
         ConfigInvalid: the bundle cannot be used; the message says why.
         DeviceUnavailable: the device cannot be used, or does not run the bundle's precision.
-        ExtraMissing: ONNX Runtime is not installed.
-        RequestInvalid: capacity or threads make no sense, or the bundle's weights cannot be shared.
+        EnginesMissing, EnginesForeign, EnginesInvalid, EngineBuildFailed: TensorRT engines that were asked for cannot
+        be used; the message says why.
+        NodesMisplaced: the GPU would leave part of a graph to the CPU.
+        BackendFailed: the device's memory is too small, or CUDA fails.
+        ExtraMissing: ONNX Runtime, or a package for GPUs, is not installed.
+        KvMemoryShort, GpuMemoryShort: so many slots of that capacity do not fit the memory that is free, or not even
+        weights and activations.
+        RequestInvalid: a setting makes no sense, or the bundle's weights cannot be shared.
     """
-    _check_settings(device, threads)
+    wishes = _wishes(
+        device, engine, provider, provider_cache, cuda_graphs, threads, share_weights, engines, build_engines,
+        check_hashes,
+    )  # fmt: skip
     opened = open_bundle(Path(bundle), kind="asr", check_hashes=check_hashes)
-    _check_precision(opened, share_weights)
-    room, tokenizer = _capacity(opened, capacity, ASR_CAPACITY), open_tokenizer(opened.folder, opened.spec)
+    backend = choose_backend(opened, wishes)
+    built, tokenizer = backend.built_capacity, open_tokenizer(opened.folder, opened.spec)
+    room = _capacity(opened, capacity, ASR_CAPACITY, built)
     words = None
-    if aligner is not None:
+    if aligner is not None:  # first: on a GPU it takes its memory at once, and slots are counted in what is left
         words = load_aligner(
-            aligner, device=device, threads=threads, share_weights=share_weights, check_hashes=check_hashes
-        )
-    return Recognizer(opened, tokenizer, *_graphs(opened, room, threads, share_weights), words)
+            aligner, device=device, engine=engine, provider=provider, provider_cache=provider_cache,
+            build_engines=build_engines, cuda_graphs=cuda_graphs, threads=threads, share_weights=share_weights,
+            check_hashes=check_hashes,
+        )  # fmt: skip
+    rows = choose_slots(
+        _slot_bytes(opened, built or room), backend.free_bytes(), slots, most=backend.most_slots, share=backend.share
+    )
+    running = Engine(*backend.open(rows, room), opened.spec.eos, queue=queue, policy=policy)
+    model = Recognizer(opened, tokenizer, running, words, guards)
+    _log.info("%s: KV cache of %s", opened.folder, model.kv_cache)
+    return model
 
 
 def load_aligner(
     bundle: str | os.PathLike[str],
     *,
     device: str = "auto",
+    engine: str | None = None,
+    provider: str | None = None,
+    provider_cache: str | os.PathLike[str] | None = None,
+    engines: str | os.PathLike[str] | None = None,
+    build_engines: bool = False,
+    cuda_graphs: bool = True,
     threads: int = 0,
     share_weights: bool = False,
     check_hashes: bool = False,
@@ -75,60 +135,45 @@ def load_aligner(
 
     Arguments and errors are those of :func:`load`.
     """
-    _check_settings(device, threads)
+    wishes = _wishes(
+        device, engine, provider, provider_cache, cuda_graphs, threads, share_weights, engines, build_engines,
+        check_hashes,
+    )  # fmt: skip
     opened = open_bundle(Path(bundle), kind="aligner", check_hashes=check_hashes)
-    _check_precision(opened, share_weights)
+    backend = choose_backend(opened, wishes)
     prompts = PromptBuilder(open_tokenizer(opened.folder, opened.spec))
-    class_ms = float(opened.config("processor_config.json").get("timestamp_segment_time", 80.0))
-    graphs = _graphs(opened, _capacity(opened, None, ALIGNER_CAPACITY), threads, share_weights)
+    class_ms = opened.config("processor_config.json").get("timestamp_segment_time", 80.0)
+    if not isinstance(class_ms, int | float) or not 0 < class_ms < math.inf:
+        raise ConfigInvalid("timestamp_segment_time", f"{class_ms!r} is no time in milliseconds")
+    graphs = backend.open(1, _capacity(opened, None, ALIGNER_CAPACITY, backend.built_capacity))
     return Aligner(*graphs, prompts, AlignerLimits(opened.spec.classes, class_ms))
 
 
-def _check_settings(device: str, threads: int) -> None:
-    if device not in ("auto", "cpu"):
-        raise DeviceUnavailable(f"device={device!r} is not available; this version runs on 'cpu'")
+def _wishes(
+    device: str, engine: str | None, provider: str | None, provider_cache: str | os.PathLike[str] | None,
+    cuda_graphs: bool, threads: int, share_weights: bool, engines: str | os.PathLike[str] | None, build_engines: bool,
+    check_hashes: bool,
+) -> Wishes:  # fmt: skip
     if threads < 0:
         raise RequestInvalid(f"threads={threads} makes no sense; give 0 for one a core, or a positive number")
+    cache = None if provider_cache is None else Path(provider_cache)
+    named = None if engines is None else Path(engines)
+    return Wishes(
+        device, engine, provider, cache, cuda_graphs, threads, share_weights, named, build_engines, check_hashes
+    )
 
 
-def _check_precision(bundle: Bundle, share_weights: bool) -> None:
-    name, here = bundle.manifest.precision, "cpu"
-    if name not in PRECISIONS:
-        raise BundleInvalid(
-            f"{bundle.folder} has the precision {name!r}, which this version does not know; "
-            "upgrade with: pip install -U qwen3asr"
-        )
-    if here not in PRECISIONS[name].devices:
-        raise DeviceUnavailable(
-            f"{bundle.folder} has the precision {name}, which runs on {' and '.join(PRECISIONS[name].devices)}, not on "
-            f"the CPU; export the checkpoint again with --precision {', '.join(for_device(here))} or auto"
-        )
-    if share_weights and name != "fp32":
-        raise RequestInvalid(
-            f"share_weights needs an fp32 bundle, and {bundle.folder} is {name}, whose weights "
-            "the kernels copy into their own order; leave share_weights out"
-        )
-
-
-def _capacity(bundle: Bundle, wanted: int | None, default: int) -> int:
-    limit = bundle.manifest.limits["positions"]
+def _capacity(bundle: Bundle, wanted: int | None, default: int, built: int | None) -> int:
+    limit = built or bundle.manifest.limits["positions"]
     if wanted is None:
-        return min(default, limit)
+        return built or min(default, limit)
     if not 1 <= wanted <= limit:
-        raise RequestInvalid(f"capacity={wanted} is outside of this model's 1 to {limit} tokens")
+        whose = "these engines'" if built else "this model's"
+        raise RequestInvalid(f"capacity={wanted} is outside of {whose} 1 to {limit} tokens")
     return wanted
 
 
-def _graphs(bundle: Bundle, capacity: int, threads: int, share_weights: bool) -> tuple[Encoder, Decoder]:
-    try:
-        from qwen3asr.sessions.onnxruntime import OrtDecoder, OrtEncoder  # noqa: PLC0415 (an optional dependency)
-    except ModuleNotFoundError as error:
-        if error.name != "onnxruntime":
-            raise
-        raise ExtraMissing("running on the CPU", "onnxruntime", "cpu") from error
+def _slot_bytes(bundle: Bundle, capacity: int) -> int:
     spec = bundle.spec
-    decoder = OrtDecoder(
-        bundle.component("decoder"), spec, slots=1, capacity=capacity, threads=threads, mapped=share_weights
-    )
-    encoder = OrtEncoder(bundle.component("encoder"), threads=threads)
-    return Encoder(encoder, spec.windows), Decoder(decoder, spec.audio_pad, spec.hidden)
+    value = PRECISIONS[bundle.manifest.precision].cache_bytes
+    return 2 * spec.layers * spec.kv_heads * spec.head_dim * capacity * value

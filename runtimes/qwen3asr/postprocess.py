@@ -16,28 +16,34 @@ _LANGUAGE = "language "
 _LONGEST_UNIT = 20  # characters
 
 
-def parse_output(raw: str, forced: str | None = None) -> tuple[str | None, str]:
+def parse_output(raw: str, forced: str | None = None, *, repair: bool = True) -> tuple[str | None, str]:
     """Split what the model wrote into language and transcript.
 
-    As the original ``qwen_asr.parse_asr_output`` but for two things: no language is ``None``, not ``""``; and if
-    the language was forced, a header that the model writes all the same is removed, where the original returns
-    it as part of the transcript.
+    As the original ``qwen_asr.parse_asr_output`` but for three things: no language is ``None``, not ``""``; if the
+    language was forced, a header that the model writes all the same is removed, where the original returns it as part
+    of the transcript; and ``<asr_text>`` behind the header becomes a space: nobody can say it.
 
     Args:
         raw: the decoded text, special tokens and all but the end token.
         forced: the language that the prompt forced, if any.
+        repair: collapse loops as the original does, see :func:`fix_repetitions`. Not where loops were cut while
+            decoding: what :class:`qwen3asr.guards.LoopGuard` lets pass was said.
 
     Returns:
         Language and transcript. The language is ``forced``, or the name that the model wrote (first letter upper
         case, rest lower case, not checked), or ``None`` if it wrote none.
     """
-    text = fix_repetitions(raw.strip())
+    text = fix_repetitions(raw.strip()) if repair else raw.strip()
     if forced:
-        return forced, _HEADER.sub("", text).strip()
+        return forced, _untagged(_HEADER.sub("", text))
     header, tag, rest = text.partition(TAG)
     if not tag:
         return None, text.strip()
-    return _language(header), rest.strip()
+    return _language(header), _untagged(rest)
+
+
+def _untagged(text: str) -> str:
+    return " ".join(filter(None, map(str.strip, text.split(TAG))))
 
 
 def _language(header: str) -> str | None:

@@ -14,17 +14,27 @@ class Precision:
         summary: what is stored and computed, in a few words.
         devices: kinds of device that run it, the best first.
         cache_bytes: of one value in the KV cache.
+        cuda_dialects: dialects of the decoder in which ONNX Runtime's CUDA provider runs it, the best first;
+            GroupQueryAttention of the ``ort`` dialect has no 32-bit kernel there.
     """
 
     summary: str
     devices: tuple[str, ...]
     cache_bytes: int
+    cuda_dialects: tuple[str, ...] = ()
 
 
 PRECISIONS: Mapping[str, Precision] = {
-    "fp32": Precision("32-bit floating point throughout", ("cpu", "cuda"), 4),
-    "fp16": Precision("16-bit products and KV cache; residual stream, norms and rotation in 32 bits", ("cuda",), 2),
-    "bf16": Precision("bfloat16 products and KV cache in the decoder, 16-bit encoder", ("cuda",), 2),
+    "fp32": Precision("32-bit floating point throughout", ("cpu", "cuda"), 4, ("standard",)),
+    "fp16": Precision(
+        "16-bit products and KV cache; residual stream, norms and rotation in 32 bits",
+        ("cuda",),
+        2,
+        ("ort", "standard"),
+    ),
+    "bf16": Precision(
+        "bfloat16 products and KV cache in the decoder, 16-bit encoder", ("cuda",), 2, ("ort", "standard")
+    ),
     "int8": Precision("8-bit weights in blocks, 32-bit activations", ("cpu",), 4),
     "int4": Precision("4-bit decoder weights in blocks, 8-bit encoder, embedding and head", ("cpu",), 4),
 }

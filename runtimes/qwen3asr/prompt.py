@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qwen3asr.errors import ContextInvalid
+from qwen3asr.errors import ContextInvalid, RequestInvalid
 from qwen3asr.sessions.base import Embeddings, Ids
 from qwen3asr.tokenizer import Tokenizer
 
@@ -20,6 +20,29 @@ class Prompt:
 
     ids: Ids
     audio: Embeddings
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Frame:
+    """A prompt without its audio: int64 ids before the audio rows, and behind them."""
+
+    head: Ids
+    tail: Ids
+
+    @classmethod
+    def around(cls, ids: Ids, pad: int, audio: int) -> Frame:
+        """Of a whole prompt, int64 ``[n]``, which holds ``audio`` pads in one run.
+
+        Raises:
+            RequestInvalid: it does not.
+        """
+        at = np.flatnonzero(ids == pad)
+        if len(at) != audio or not audio or at[-1] - at[0] != audio - 1:
+            raise RequestInvalid(
+                f"the prompt needs {audio} audio pads (id {pad}) in one run for these features, and has {len(at)}"
+                f"{', not in one run' if len(at) == audio else ''}; make both from one clip"
+            )
+        return cls(ids[: at[0]], ids[at[-1] + 1 :])
 
 
 class PromptBuilder:
@@ -44,21 +67,39 @@ class PromptBuilder:
         self.check_context(context)
         return self._expand(_chat(context, language), audio)
 
-    def length(self, audio_tokens: int, context: str = "", language: str | None = None) -> int:
-        """Tokens of :meth:`transcription` for that many audio rows."""
-        return len(self._tokenizer.encode(_chat(context, language))) - 1 + audio_tokens
+    def frame(self, context: str = "", language: str | None = None) -> Frame:
+        """What :meth:`transcription` puts around the audio; tokenised as a whole.
+
+        Raises:
+            ContextInvalid: see :meth:`check_context`.
+        """
+        self.check_context(context)
+        ids = np.array(self._tokenizer.encode(_chat(context, language)), np.int64)
+        at = int(np.argmax(ids == self._pad))
+        return Frame(ids[:at], ids[at + 1 :])
 
     def alignment(self, audio: Embeddings, units: Sequence[str]) -> tuple[Prompt, Ids]:
         """Input of the aligner and the positions of its time stamps, two a unit (start, end)."""
         prompt = self._expand(_AUDIO + "".join(f"{unit}<timestamp><timestamp>" for unit in units), audio)
         return prompt, np.flatnonzero(prompt.ids == self._timestamp)
 
+    def plain(self, text: str) -> str:
+        """A text that the model wrote, as context: without special tokens that it may have spelt out."""
+        for token in self._tokenizer.added:
+            text = text.replace(token, "")
+        return text
+
     def check_context(self, context: str) -> None:
         """Refuse a context that holds one of the tokenizer's special tokens: it would change the prompt.
 
         Raises:
-            ContextInvalid: names the token.
+            ContextInvalid: names the token; or half of a surrogate pair, which is no text.
         """
+        try:
+            context.encode()
+        except UnicodeEncodeError as error:
+            half = f"{context[error.start]!r} at {error.start}"
+            raise ContextInvalid(f"the context holds half of a surrogate pair, {half}; remove it") from error
         for token in self._tokenizer.added:
             if token in context:
                 raise ContextInvalid(f"the context holds the special token {token}; remove it, it is not plain text")

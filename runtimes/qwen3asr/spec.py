@@ -6,14 +6,16 @@ defaulted here: a key that is not there is an error.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from qwen3asr.errors import ConfigInvalid
 from qwen3asr.features import MEL_BINS, WindowSpec, conv_length
 
 Kind: TypeAlias = Literal["asr", "aligner"]
+T = TypeVar("T", int, float)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +77,14 @@ class ModelSpec:
         _expect(text.values, "hidden_act", "silu")
         kind: Kind = "aligner" if _is_aligner(config) else "asr"
         rope = text.values.get("rope_parameters") or text.values
+        if not isinstance(rope, Mapping):
+            raise ConfigInvalid("text_config.rope_parameters", "it is no object")
         if rope.get("rope_type", "default") != "default":
             raise ConfigInvalid("text_config.rope_parameters.rope_type", "only the default rotary embedding is known")
         eos = config.get("eos_token_id")
         if eos is None:
             raise ConfigInvalid("eos_token_id")
+        ends = eos if isinstance(eos, list | tuple) else [eos]
         windows = WindowSpec(2 * audio.integer("n_window"), audio.integer("n_window_infer"))
         if windows.window_frames % windows.chunk_frames:
             raise ConfigInvalid("audio_config.n_window_infer", "it must be a multiple of 2 * n_window")
@@ -107,22 +112,25 @@ class ModelSpec:
             vocab=vocab,
             classes=_label_count(config) if kind == "aligner" else vocab,
             tied=kind == "asr" and bool(config.get("tie_word_embeddings", True)),
-            rope_theta=float(_need(rope, "text_config.rope_parameters.rope_theta", "rope_theta")),
-            norm_eps=float(_need(text.values, "text_config.rms_norm_eps", "rms_norm_eps")),
+            rope_theta=_positive(float, rope, "text_config.rope_parameters.rope_theta", "rope_theta"),
+            norm_eps=_positive(float, text.values, "text_config.rms_norm_eps", "rms_norm_eps"),
             max_positions=text.integer("max_position_embeddings"),
-            audio_pad=int(_need(config, "audio_token_id")),
-            timestamp=int(_need(config, "timestamp_token_id")),
-            eos=tuple(eos) if isinstance(eos, list | tuple) else (int(eos),),
+            audio_pad=_number(int, _need(config, "audio_token_id"), "audio_token_id"),
+            timestamp=_number(int, _need(config, "timestamp_token_id"), "timestamp_token_id"),
+            eos=tuple(_number(int, token, "eos_token_id") for token in ends),
         )
 
 
 def _is_aligner(config: Mapping[str, Any]) -> bool:
-    return any("TokenClassification" in name for name in _need(config, "architectures"))
+    names = _need(config, "architectures")
+    if not isinstance(names, list | tuple):
+        raise ConfigInvalid("architectures", "it is no list")
+    return any("TokenClassification" in str(name) for name in names)
 
 
 def _label_count(config: Mapping[str, Any]) -> int:
     labels = config.get("id2label")
-    return len(labels) if labels else int(_need(config, "num_labels"))
+    return len(labels) if isinstance(labels, Mapping) and labels else _positive(int, config, "num_labels")
 
 
 class _Section:
@@ -133,7 +141,21 @@ class _Section:
         self.name, self.values = name, values
 
     def integer(self, key: str) -> int:
-        return int(_need(self.values, f"{self.name}.{key}", key))
+        return _positive(int, self.values, f"{self.name}.{key}", key)
+
+
+def _positive(kind: type[T], values: Mapping[str, Any], label: str, key: str | None = None) -> T:
+    number = _number(kind, _need(values, label, key), label)
+    if not 0 < number < math.inf:
+        raise ConfigInvalid(label, f"it is {number}, and must be above 0")
+    return number
+
+
+def _number(kind: type[T], value: Any, label: str) -> T:
+    try:
+        return kind(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ConfigInvalid(label, f"it is {value!r}, no number") from error
 
 
 def _need(values: Mapping[str, Any], label: str, key: str | None = None) -> Any:

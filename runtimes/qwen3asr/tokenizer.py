@@ -84,7 +84,10 @@ class Tokenizer:
         if index in self._added:
             return self._added[index].encode()
         piece = self._tokenizer.id_to_token(index)  # None: a row of the padded vocabulary that has no token
-        return b"" if piece is None else bytes(_byte_alphabet()[char] for char in piece)
+        if piece is None:
+            return b""
+        alphabet = _byte_alphabet()
+        return b"".join(bytes([alphabet[char]]) if char in alphabet else char.encode() for char in piece)
 
 
 def open_tokenizer(folder: Path, spec: ModelSpec) -> Tokenizer:

@@ -17,7 +17,8 @@ class Transcript:
 
     Attributes:
         text: all of it, with punctuation.
-        language: name of the language, such as ``"German"``; ``None`` if the model named none.
+        language: name of the language, such as ``"German"``, of several that which is spoken longest (each segment
+            has its own); ``None`` if the model named none.
         duration: of the audio in seconds.
         finish_reason: how decoding ended; with ``"length"`` the text is cut.
         segments: the text in parts, in order; their words only where they were aligned.
@@ -52,6 +53,11 @@ class Transcript:
         """The words of all segments; empty if none were aligned."""
         return tuple(word for segment in self.segments for word in segment.words)
 
+    @property
+    def repaired_words(self) -> int:
+        """How many words' times are not as the model said, because that could not be right."""
+        return sum(word.repaired for word in self.words)
+
     def to_srt(self) -> str:
         """SubRip subtitles; empty without text."""
         return render_srt(self._cues())
@@ -68,6 +74,7 @@ class Transcript:
             "duration": round(self.duration, 3),
             "finish_reason": self.finish_reason,
             "confidence": _rounded(self.confidence),
+            "repaired_words": self.repaired_words,
             "segments": [_segment(segment) for segment in self.segments],
         }
 
@@ -85,6 +92,7 @@ def _segment(segment: Segment) -> dict[str, Any]:
         "text": segment.text,
         "start": round(segment.start, 3),
         "end": round(segment.end, 3),
+        "language": segment.language,
         "words": [_word(word) for word in segment.words],
     }
 
@@ -95,6 +103,7 @@ def _word(word: Word) -> dict[str, Any]:
         "start": round(word.start, 3),
         "end": round(word.end, 3),
         "confidence": _rounded(word.confidence),
+        "repaired": word.repaired,
     }
 
 

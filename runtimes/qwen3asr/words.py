@@ -1,15 +1,13 @@
-"""Words as the forced aligner is fed them, their place in the transcript, and the repair of their times.
+"""Words as the forced aligner is fed them, and their place in the transcript.
 
-Splitting and repair give what ``transformers.models.qwen3_asr.processing_qwen3_asr`` gives
-(``split_words_for_alignment``, ``_fix_timestamps``): the aligner was trained on such words. New here are the
-spans, which lead from a cleaned word back to the text as written, and a repair in O(n log n), not O(n²).
+Splitting gives what ``transformers.models.qwen3_asr.processing_qwen3_asr.split_words_for_alignment`` gives: the aligner
+was trained on such words. New here are the spans, which lead from a cleaned word back to the text as written.
 """
 
 from __future__ import annotations
 
 import unicodedata
-from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from importlib.util import find_spec
@@ -29,6 +27,9 @@ _IDEOGRAPHS = (
     (0xF900, 0xFAFF),
     (0x2F800, 0x2FA1F),
 )
+
+_LONGEST_WORD = 100  # characters: soynlp makes every prefix of a word, and leaves it whole
+_STRETCH = 200  # characters that are compared at a time: difflib's time grows with the cube of them
 
 _Place: TypeAlias = tuple[int, int]
 _Surface: TypeAlias = list[tuple[str, _Place]]  # kept characters, each with where it is written
@@ -127,7 +128,11 @@ def _korean(text: str) -> list[str]:
         from soynlp.tokenizer import LTokenizer  # noqa: PLC0415 - optional, and imports scikit-learn
     except ImportError as error:
         raise ExtraMissing("aligning Korean", "soynlp", "ko") from error
-    return list(LTokenizer().tokenize(text))
+    tokenizer = LTokenizer()
+    tokens: list[str] = []
+    for word in text.split():
+        tokens += tokenizer.tokenize(word) if len(word) <= _LONGEST_WORD else [word]
+    return tokens
 
 
 def _is_ideograph(char: str) -> bool:
@@ -168,16 +173,27 @@ def _places(text: str, spoken: str) -> list[_Place]:
 def _nearest_places(surface: _Surface, spoken: str) -> list[_Place]:
     """As :func:`_places`, for tokens that the tokeniser has changed beyond NFKC (nagisa writes ``İ`` as ``I``)."""
     places: list[_Place] = []
-    matcher = SequenceMatcher(None, _chars(surface), spoken, autojunk=False)
-    for _, first, last, begin, stop in matcher.get_opcodes():
-        stretch = [place for _, place in surface[first:last]]
-        if len(stretch) == stop - begin:
-            places += stretch
-            continue
-        end = surface[last - 1][1][1] if last else 0
-        start = stretch[0][0] if stretch else end
-        places += [(start, end)] * (stop - begin)
+    written = _chars(surface)
+    at = 0
+    while len(places) < len(spoken):
+        here, there = written[at : at + _STRETCH], spoken[len(places) : len(places) + _STRETCH]
+        codes = SequenceMatcher(None, here, there, autojunk=False).get_opcodes()
+        whole = at + len(here) == len(written) and len(places) + len(there) == len(spoken)
+        if not whole and len(codes) > 1:  # how its last part matches is only seen with what follows
+            codes = codes[:-1]
+        for _, first, last, begin, stop in codes:
+            places += _matched(surface, at + first, at + last, stop - begin)
+        at += codes[-1][2]
     return places
+
+
+def _matched(surface: _Surface, first: int, last: int, count: int) -> list[_Place]:
+    """Places of ``count`` characters that stand for those from ``first`` to ``last``."""
+    stretch = [place for _, place in surface[first:last]]
+    if len(stretch) == count:
+        return stretch
+    end = surface[last - 1][1][1] if last else 0
+    return [(stretch[0][0] if stretch else end, end)] * count
 
 
 def _chars(surface: _Surface) -> str:
@@ -197,75 +213,3 @@ def _normalised(text: str) -> _Surface:
         for char in unicodedata.normalize("NFKC", text[start:end])
         if _is_kept(char)
     ]
-
-
-# --- repair of times -------------------------------------------------------------------------------------------
-
-
-def longest_nondecreasing(values: Sequence[float]) -> list[int]:
-    """Indices of the longest non-decreasing subsequence, in O(n log n).
-
-    Of several, the one that the reference's O(n²) table picks: it ends at the first index where the greatest
-    length is reached, and each predecessor is the earliest that keeps the length.
-
-    Args:
-        values: numbers, none NaN.
-
-    Returns:
-        Increasing indices into ``values``; empty for no values.
-    """
-    # levels[k] has the indices at which the longest run has length k + 1. Within a level values strictly fall,
-    # for a later value that did not would extend the earlier one's run; so their negatives can be bisected.
-    levels: list[list[int]] = []
-    negated: list[list[float]] = []
-    lowest: list[float] = []
-    parents: list[int] = []
-    for index, value in enumerate(values):
-        level = bisect_right(lowest, value)
-        if level == len(levels):
-            levels.append([])
-            negated.append([])
-            lowest.append(value)
-        parents.append(levels[level - 1][bisect_left(negated[level - 1], -value)] if level else -1)
-        levels[level].append(index)
-        negated[level].append(-value)
-        lowest[level] = value
-    chain: list[int] = []
-    index = levels[-1][0] if levels else -1
-    while index >= 0:
-        chain.append(index)
-        index = parents[index]
-    return chain[::-1]
-
-
-def repair_times(raw_ms: Sequence[float]) -> list[int]:
-    """Make the aligner's times run forward.
-
-    Times outside :func:`longest_nondecreasing` are replaced: one or two in a row by the nearer good neighbour
-    (the left one if both are as near), three or more by a straight line between the neighbours, and those
-    before the first or after the last good time by that time.
-
-    Args:
-        raw_ms: times in milliseconds, start and end of each unit in turn.
-
-    Returns:
-        As many times, in whole milliseconds (truncated), never falling. Empty for none, where the reference raises.
-    """
-    times = [float(time) for time in raw_ms]
-    for left, right in pairwise([-1, *longest_nondecreasing(times), len(times)]):
-        _fill(times, left, right)
-    return [int(time) for time in times]
-
-
-def _fill(times: list[float], left: int, right: int) -> None:
-    """Replace the times strictly between two good indices; -1 and ``len(times)`` stand for no neighbour."""
-    bad = range(left + 1, right)
-    if not bad:
-        return
-    if left < 0 or right == len(times):
-        times[left + 1 : right] = [times[right if left < 0 else left]] * len(bad)
-    elif len(bad) <= 2:
-        times[left + 1 : right] = [times[left if i - left <= right - i else right] for i in bad]
-    else:
-        first, step = times[left], (times[right] - times[left]) / (len(bad) + 1)
-        times[left + 1 : right] = [first + step * (i - left) for i in bad]

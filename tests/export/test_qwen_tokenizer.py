@@ -78,7 +78,8 @@ def test_prompts_are_the_reference_s(qwen: Tokenizer, standin: Tokenizer, rows: 
         asked = BEFORE + [151676] * rows + AFTER
         assert prompts.transcription(audio).ids.tolist() == asked
         assert prompts.transcription(audio, language="English").ids.tolist() == asked + FORCED
-        assert prompts.length(rows, language="English") == len(asked + FORCED)
+        frame = prompts.frame(language="English")
+        assert [*frame.head, *[151676] * rows, *frame.tail] == asked + FORCED
 
 
 def test_context_sits_in_the_system_turn(qwen: Tokenizer) -> None:

@@ -4,7 +4,9 @@ import io
 import os
 import shutil
 import subprocess
+import tempfile
 import threading
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import soundfile
+import soxr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwen3asr.audio import Audio, read_audio
+from qwen3asr.audio import Audio, limit_peak, open_audio, read_audio
 from qwen3asr.errors import (
     AudioEmpty,
     AudioFormatInvalid,
@@ -42,6 +45,10 @@ def encode(samples: npt.NDArray[Any], rate: int, kind: str = "WAV", subtype: str
 def loudest_hertz(samples: npt.NDArray[np.float32]) -> float:
     spectrum = np.abs(np.fft.rfft(samples * np.hanning(len(samples))))
     return float(spectrum.argmax()) * 16_000 / len(samples)
+
+
+def noise(count: int, peak: float = 0.5) -> npt.NDArray[np.float32]:
+    return np.random.default_rng(0).uniform(-peak, peak, count).astype(np.float32)
 
 
 class Unseekable(io.RawIOBase):
@@ -245,7 +252,7 @@ def test_bytes_path_and_stream_of_a_format_agree(kind: str, subtype: str, tolera
 
 
 def test_a_file_longer_than_a_block_is_read_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qwen3asr.audio._BLOCK", 1_000)
+    monkeypatch.setattr("qwen3asr.decode.BLOCK", 1_000)
     pair = np.stack([tone(), -tone() / 2], axis=1)
     audio = read_audio(encode(pair, 16_000, subtype="FLOAT"))
     np.testing.assert_allclose(audio.samples, tone() / 4, atol=1e-7)
@@ -376,3 +383,189 @@ def test_the_name_given_is_the_name_in_messages() -> None:
     with pytest.raises(AudioEmpty, match=r"^upload\.wav holds"):
         read_audio(b"", name="upload.wav")
     assert Audio(np.zeros(8_000, np.float32)).duration == 0.5
+
+
+# --- in blocks -------------------------------------------------------------------------------------------------
+
+
+def read_blocks(source: Any, rate: int | None = None) -> list[npt.NDArray[np.float32]]:
+    with open_audio(source, rate) as reader:
+        return list(reader)
+
+
+def test_blocks_together_are_the_clip_from_any_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qwen3asr.decode.BLOCK", 1_000)
+    pair = np.stack([noise(4_500), tone(seconds=4_500 / 16_000)], axis=1)
+    data = encode(pair, 16_000, subtype="FLOAT")
+    for name in ("clip.wav", "clip.raw"):
+        (tmp_path / name).write_bytes(data)
+        for source in (tmp_path / name, data, io.BytesIO(data), Unseekable(data), pair, pair.T, (pair, 16_000)):
+            blocks = read_blocks(source)
+            assert [len(block) for block in blocks] == [1_000] * 4 + [500]
+            np.testing.assert_array_equal(np.concatenate(blocks), pair.mean(axis=1))
+            assert {block.dtype for block in blocks} == {np.dtype(np.float32)}
+    mono = pair.mean(axis=1)
+    assert not any(np.shares_memory(block, mono) for block in read_blocks(mono))
+
+
+@pytest.mark.parametrize("rate", [8_000, 11_025, 44_100, 48_000])
+@pytest.mark.parametrize("count", [1, 5, 1_000, 1_001, 30_007])
+def test_a_resampled_stream_is_what_resampling_the_whole_gives(
+    rate: int, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qwen3asr.decode.BLOCK", 1_000)
+    samples = noise(count)
+    whole = soxr.resample(samples, rate, 16_000, quality="HQ")
+    if not len(whole):
+        with pytest.raises(AudioEmpty):
+            read_blocks(samples, rate)
+        return
+    blocks = read_blocks(samples, rate)
+    assert all(len(block) for block in blocks)
+    np.testing.assert_allclose(np.concatenate(blocks), whole, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(read_audio(samples, rate).samples, limit_peak(whole), atol=1e-5, rtol=0)
+
+
+def test_a_long_file_takes_a_few_blocks_of_memory(tmp_path: Path) -> None:
+    path = tmp_path / "long.flac"
+    with soundfile.SoundFile(path, "w", 22_050, 1) as file:
+        for _ in range(60):
+            file.write(tone(22_050, 10.0))  # ten minutes: 53 MB of float32, and 38 MB at 16 kHz
+    tracemalloc.start()
+    with open_audio(path) as reader:
+        count = sum(len(block) for block in reader)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert count == 600 * 16_000
+    assert peak < 25_000_000
+
+
+def test_the_duration_is_known_from_the_header_before_anything_is_read(tmp_path: Path) -> None:
+    (tmp_path / "clip.flac").write_bytes(encode(tone(44_100, 1.5), 44_100, "FLAC"))
+    with open_audio(tmp_path / "clip.flac") as reader:
+        assert (reader.duration, reader.name) == (1.5, str(tmp_path / "clip.flac"))
+    with open_audio((tone(8_000, 2.5), 8_000)) as reader:
+        assert (reader.duration, reader.name) == (2.5, "audio")
+    with open_audio(np.zeros((2, 8_000), np.int16), name="call") as reader:
+        assert (reader.duration, reader.name) == (0.5, "call")
+    unknown = bytearray(encode(tone(), 16_000, "FLAC"))
+    unknown[21] &= 0xF0  # STREAMINFO's count of samples, 36 bits, as a live encoder leaves it
+    unknown[22:26] = bytes(4)
+    with open_audio(bytes(unknown)) as reader:
+        assert reader.duration is None
+
+
+def test_blocks_are_as_decoded_and_the_whole_is_divided_by_its_peak() -> None:
+    loud = np.array([0.5, -2.0, 1.0], np.float32)
+    (block,) = read_blocks(loud)
+    np.testing.assert_array_equal(block, loud)
+    np.testing.assert_array_equal(read_audio(loud).samples, loud / 2)
+
+
+def test_the_peak_of_a_piece_is_limited_from_either_side_and_the_piece_left_alone() -> None:
+    for piece in (np.float32([0.5, -2.0]), np.float32([2.0, 0.5])):
+        before = piece.copy()
+        limited = limit_peak(piece)
+        assert np.abs(limited).max() == 1.0
+        assert limited.dtype == np.float32
+        np.testing.assert_array_equal(piece, before)
+    quiet = np.float32([0.25, -1.0])
+    np.testing.assert_array_equal(limit_peak(quiet), quiet)
+
+
+def test_bad_samples_are_counted_to_the_end_and_the_first_has_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qwen3asr.decode.BLOCK", 1_000)
+    samples = noise(8_000)
+    samples[[2_400, 2_401, 7_000]] = np.nan
+    with open_audio((samples, 8_000), name="clip") as reader:
+        first = next(iter(reader))
+        assert np.isfinite(first).all()
+        with pytest.raises(AudioNotFinite, match=r"clip has 3 .* first at 0\.300 s"):
+            list(reader)
+
+
+def test_a_reader_gives_its_blocks_once_and_none_after_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qwen3asr.decode.BLOCK", 1_000)
+    with open_audio(encode(tone(), 16_000)) as reader:
+        assert len(next(iter(reader))) == 1_000
+        assert len(list(reader)) == 15
+        assert list(reader) == []
+    with open_audio(encode(tone(), 16_000)) as reader:
+        next(iter(reader))
+    assert list(reader) == []
+
+
+def test_files_are_closed_with_the_reader_and_where_opening_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Any] = []
+    really_open = Path.open
+
+    def watched(*arguments: Any, **named: Any) -> Any:
+        opened.append(really_open(*arguments, **named))
+        return opened[-1]
+
+    good, slow = tmp_path / "good.wav", tmp_path / "slow.wav"
+    good.write_bytes(encode(tone(), 16_000))
+    slow.write_bytes(encode(np.zeros(1_000, np.float32), 1))
+    monkeypatch.setattr(Path, "open", watched)
+    with open_audio(good) as reader:
+        next(iter(reader))
+        assert not opened[-1].closed
+    assert opened[-1].closed
+    with pytest.raises(AudioUnreadable):
+        open_audio(slow)
+    assert opened[-1].closed
+
+
+def test_a_file_damaged_further_on_gives_what_comes_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qwen3asr.decode.BLOCK", 10_000)
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    samples = noise(100_000)
+    data = encode(samples, 16_000, "FLAC", "PCM_24")
+    with open_audio(data[: len(data) // 2], name="half.flac") as reader:
+        blocks = [next(iter(reader)) for _ in range(4)]
+        np.testing.assert_allclose(np.concatenate(blocks), samples[:40_000], atol=1e-6)
+        with pytest.raises(AudioUnreadable, match=r"half\.flac .* lost sync; installing ffmpeg"):
+            list(reader)
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that temporary files go to."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+@needs_ffmpeg
+def test_a_damaged_file_is_read_to_its_end_by_ffmpeg(
+    tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each sample once, though libsndfile has already given the first ones."""
+    monkeypatch.setattr("qwen3asr.decode.BLOCK", 10_000)
+    samples = noise(100_000)
+    data = encode(samples, 16_000, "FLAC", "PCM_24")
+    (tmp_path / "half.flac").write_bytes(data[: len(data) // 2])
+    with open_audio(tmp_path / "half.flac") as reader:
+        got = np.concatenate(list(reader))
+        assert list(temporary.iterdir())
+    assert not list(temporary.iterdir())
+    assert 40_000 < len(got) < 60_000
+    np.testing.assert_allclose(got, samples[: len(got)], atol=1e-6)
+
+
+@needs_ffmpeg
+def test_what_ffmpeg_decodes_is_read_in_blocks_and_removed(
+    tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qwen3asr.decode.BLOCK", 10_000)
+    wav, path = tmp_path / "clip.wav", tmp_path / "clip.m4a"
+    wav.write_bytes(encode(tone(seconds=3.0), 16_000))
+    subprocess.run(["ffmpeg", "-loglevel", "error", "-i", wav, path], check=True)
+    for source in (path, path.read_bytes()):
+        with open_audio(source) as reader:
+            assert reader.duration == pytest.approx(3.0, abs=0.1)
+            assert len(next(iter(reader))) == 10_000
+        assert not list(temporary.iterdir())

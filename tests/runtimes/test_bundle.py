@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -301,7 +302,7 @@ def test_every_error_is_ours_and_a_standard_one() -> None:
     classes = [cls for cls in vars(errors).values() if isinstance(cls, type) and issubclass(cls, Qwen3AsrError)]
     assert len(classes) > 20
     for cls in classes:
-        standard = [base for base in cls.__mro__ if base.__module__ == "builtins" and base is not object]
+        standard = [base for base in cls.__mro__ if base.__module__ in sys.stdlib_module_names]
         group = cls in (Qwen3AsrError, errors.AudioError, errors.UsageError)
         assert group or standard[0] is not Exception, cls
         assert cls.__doc__

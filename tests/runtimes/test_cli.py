@@ -178,6 +178,12 @@ def test_several_subtitle_files_need_a_folder(run: Any, asr_bundle: Path, record
         (["eval", "{asr}", "{list}", "--output", "{tmp}/none/report"], cli.USAGE, "a folder that exists"),
         (["eval", "{asr}", "{list}", "--output", "{tmp}"], cli.USAGE, "name a file"),
         (["eval", "{asr}", "{list}", "--capacity", "1000000"], cli.USAGE, "outside of this model's"),
+        (["eval", "{asr}", "{list}", "--engine", "openvino"], cli.USAGE, "'onnxruntime' or 'tensorrt'"),
+        (["transcribe", "{asr}", "x.wav", "--engine", "openvino"], cli.USAGE, "'onnxruntime' or 'tensorrt'"),
+        (["transcribe", "{asr}", "x.wav", "--engine", "tensorrt", "--device", "cpu"], cli.USAGE, "needs an NVIDIA GPU"),
+        (["align", "{aligner}", "x.wav", "--text", "a", "--engine", "openvino"], cli.USAGE, "'onnxruntime' or"),
+        (["serve", "{asr}", "--engine", "tensorrt", "--device", "cpu"], cli.USAGE, "needs an NVIDIA GPU"),
+        (["bench", "{asr}", "--engine", "tensorrt", "--device", "cpu"], cli.USAGE, "needs an NVIDIA GPU"),
     ],
 )
 def test_errors_name_the_cure_and_have_their_exit_code(
@@ -333,3 +339,15 @@ def test_help_explains_every_command(run: Any) -> None:
         assert len(run(command, "--help").out) > 300
     assert "qwen3asr[export]" in run("export", "--help").out
     assert run("--version").out.startswith("qwen3asr ")
+
+
+def test_a_model_repository_is_written_from_a_bundle(
+    run: Any, asr_bundle: Path, aligner_bundle: Path, tmp_path: Path
+) -> None:
+    options = ("--engine", "triton", "--aligner", aligner_bundle, "--slots", 2)
+    result = run("export", asr_bundle, tmp_path / "models", *options)
+    assert (result.code, result.out.strip()) == (0, str(tmp_path / "models" / "qwen3_asr"))
+    assert (tmp_path / "models" / "qwen3_asr" / "1" / "model.py").is_file()
+    assert "--engine tensorrt" in run("export", asr_bundle, tmp_path / "x", "--engine", "triton", "--chunk", 64).err
+    assert "--engine triton" in run("export", asr_bundle, tmp_path / "x", "--aligner", aligner_bundle).err
+    assert "model repository" in run("export", asr_bundle, "--engine", "triton").err

@@ -27,9 +27,10 @@ steady = settings(deadline=None, derandomize=True, database=None, max_examples=3
         ("LANGUAGE ENGLISH<asr_text>Hi", ("English", "Hi")),
         ("language Klingon<asr_text>nuqneH", ("Klingon", "nuqneH")),  # not checked
         ("\n\nlanguage German\nlanguage French<asr_text>Ja", ("German", "Ja")),
-        ("language English<asr_text>one<asr_text>two", ("English", "one<asr_text>two")),
+        ("language English<asr_text>one<asr_text> <asr_text>two", ("English", "one two")),
         ("language English<asr_text>", ("English", "")),
         ("language None<asr_text>", (None, "")),
+        ("language None<asr_text><asr_text><asr_text>", (None, "")),  # as tiny models write on noise
         ("Language NONE <asr_text>words all the same", (None, "words all the same")),
         ("noise\nlanguage none<asr_text>words", (None, "words")),
         ("no tag at all", (None, "no tag at all")),
@@ -55,8 +56,9 @@ def test_output_is_split_into_language_and_text(raw: str, parsed: tuple[str | No
         ("\nLanguage english <asr_text> Hello there.", "Hello there."),
         ("language None<asr_text>", ""),
         ("language matters, she said", "language matters, she said"),
-        ("She said: language English<asr_text>Hi", "She said: language English<asr_text>Hi"),
-        ("language English\n<asr_text>Hi", "language English\n<asr_text>Hi"),
+        ("She said: language English<asr_text>Hi", "She said: language English Hi"),
+        ("language English\n<asr_text>Hi", "language English Hi"),
+        ("Hello<asr_text> there.<asr_text>", "Hello there."),
     ],
 )
 def test_a_forced_language_is_returned_and_only_a_leading_header_is_removed(raw: str, text: str) -> None:
@@ -71,6 +73,20 @@ def test_a_blank_forced_language_forces_nothing() -> None:
 def test_loops_collapse_before_parsing(forced: str | None) -> None:
     assert parse_output("language English<asr_text>" + "no " * 30 + "way", forced) == ("English", "no way")
     assert parse_output("language English<asr_text>" + "A" * 21, forced) == ("English", "A")
+
+
+@pytest.mark.parametrize("text", ["0" * 40, "no " * 30 + "way", "12 " * 25 + "!", "哈" * 30])
+@pytest.mark.parametrize("forced", [None, "English"])
+def test_without_repair_what_was_said_over_and_over_stays(text: str, forced: str | None) -> None:
+    """Forty zeros that were read out became one."""
+    assert parse_output(f"\n language English<asr_text>{text}", forced, repair=False) == ("English", text)
+    assert parse_output(f"language English<asr_text>{text}", forced) != ("English", text)
+
+
+@steady
+@given(st.text(max_size=60).filter(lambda text: fix_repetitions(text.strip()) == text.strip()))
+def test_without_loops_repair_changes_nothing(text: str) -> None:
+    assert parse_output(text, repair=False) == parse_output(text)
 
 
 @steady

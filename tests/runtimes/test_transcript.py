@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 
 import pytest
 
@@ -27,6 +27,11 @@ def test_words_are_those_of_all_segments_in_order() -> None:
     assert Transcript("a", None, 1.0, "stop", (Segment("a", 0.0, 1.0),)).words == ()
 
 
+def test_repaired_words_are_counted() -> None:
+    words = (replace(HELLO, repaired=True), WORLD, replace(WORLD, repaired=True))
+    assert replace(SPOKEN, segments=(Segment("a", 0.0, 1.0, words),)).repaired_words == 2
+
+
 def test_str_is_the_text() -> None:
     assert f"{SPOKEN}" == "你好，world."
 
@@ -38,18 +43,21 @@ def test_dict_has_rounded_times_and_no_spans() -> None:
         "duration": 2.0,
         "finish_reason": "stop",
         "confidence": 0.1235,
+        "repaired_words": 0,
         "segments": [
             {
                 "text": "你好，",
                 "start": 0.123,
                 "end": 0.5,
-                "words": [{"text": "你好", "start": 0.123, "end": 0.5, "confidence": 0.9877}],
+                "language": None,
+                "words": [{"text": "你好", "start": 0.123, "end": 0.5, "confidence": 0.9877, "repaired": False}],
             },
             {
                 "text": "world.",
                 "start": 0.6,
                 "end": 1.0,
-                "words": [{"text": "world", "start": 0.6, "end": 1.0, "confidence": None}],
+                "language": None,
+                "words": [{"text": "world", "start": 0.6, "end": 1.0, "confidence": None, "repaired": False}],
             },
         ],
     }
@@ -66,6 +74,7 @@ def test_json_is_the_dict_in_its_own_script() -> None:
         "duration": 1.0,
         "finish_reason": "no_speech",
         "confidence": None,
+        "repaired_words": 0,
         "segments": [],
     }
 

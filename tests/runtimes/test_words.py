@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import sys
-from itertools import pairwise
 
-import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers.models.qwen3_asr import processing_qwen3_asr as reference
 
 from qwen3asr.errors import ExtraMissing
-from qwen3asr.words import Unit, longest_nondecreasing, repair_times, split_words
+from qwen3asr.words import Unit, split_words
 
 steady = settings(deadline=None, derandomize=True, database=None, max_examples=300)
 
@@ -183,92 +181,3 @@ def test_other_languages_need_no_tokeniser(monkeypatch: pytest.MonkeyPatch) -> N
     for package in ("nagisa", "soynlp", "soynlp.tokenizer"):
         monkeypatch.setitem(sys.modules, package, None)
     assert texts(split_words("plain words", "English")) == ["plain", "words"]
-
-
-# --- repair of times -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("raw", "repaired"),
-    [
-        ([0, 160, 80, 240], [0, 160, 160, 240]),
-        ([0, 500, 400, 300, 200, 100, 600], [0, 500, 520, 540, 560, 580, 600]),
-        ([240, 160, 80, 0], [240, 240, 240, 240]),
-        ([0, 80, 900, 800, 160, 240], [0, 80, 80, 160, 160, 240]),  # a pair becomes left, right
-        ([80.9, 160.9], [80, 160]),
-        ([80], [80]),
-        ([], []),
-    ],
-)
-def test_known_repairs(raw: list[float], repaired: list[int]) -> None:
-    assert repair_times(raw) == repaired
-
-
-def test_the_reference_has_no_answer_for_no_times() -> None:
-    with pytest.raises(ValueError, match="empty"):
-        reference._fix_timestamps(np.array([], dtype=np.float32))
-
-
-def test_times_may_come_as_an_array_and_leave_as_ints() -> None:
-    repaired = repair_times(np.array([0, 900, 80, 80, 160], dtype=np.float32))
-    assert repaired == [0, 0, 80, 80, 160]
-    assert {type(time) for time in repaired} == {int}
-
-
-def test_repairing_leaves_the_callers_times_alone() -> None:
-    raw = [240, 0, 80]
-    repair_times(raw)
-    assert raw == [240, 0, 80]
-
-
-def test_an_earlier_end_and_an_earlier_predecessor_win() -> None:
-    assert longest_nondecreasing([3, 2, 1]) == [0]
-    assert longest_nondecreasing([2, 1, 3]) == [0, 2]
-    assert longest_nondecreasing([5, 1, 3]) == [1, 2]
-    assert longest_nondecreasing([1, 3, 2, 2]) == [0, 2, 3]
-    assert longest_nondecreasing([]) == []
-
-
-def nearly_sorted(draw: st.DrawFn) -> list[int]:
-    times = sorted(draw(st.lists(st.integers(0, 5_000), min_size=2, max_size=60)))
-    for _ in range(draw(st.integers(1, 8))):
-        times[draw(st.integers(0, len(times) - 1))] = draw(st.integers(0, 5_000))
-    return times
-
-
-classes = st.one_of(
-    st.lists(st.integers(0, 4_999), min_size=1, max_size=60),
-    st.lists(st.integers(0, 6), min_size=1, max_size=60),  # ties
-    st.composite(nearly_sorted)(),
-)
-
-
-@settings(steady, max_examples=1_000)
-@given(classes)
-def test_any_classes_are_repaired_as_in_transformers(steps: list[int]) -> None:
-    raw = [80 * step for step in steps]
-    assert repair_times(raw) == reference._fix_timestamps(np.array(raw, dtype=np.float32))
-
-
-@steady
-@given(st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=40))
-def test_any_fractions_are_repaired_as_in_transformers(raw: list[float]) -> None:
-    assert repair_times(raw) == reference._fix_timestamps(np.array(raw))
-
-
-@steady
-@given(st.one_of(classes, st.lists(st.floats(-1e6, 1e6), max_size=40)))
-def test_repaired_times_never_fall_and_repairing_again_changes_nothing(raw: list[float]) -> None:
-    repaired = repair_times(raw)
-    assert len(repaired) == len(raw)
-    assert all(earlier <= later for earlier, later in pairwise(repaired))
-    assert repair_times(repaired) == repaired
-
-
-def test_twenty_thousand_times_are_repaired() -> None:
-    rng = np.random.default_rng(0)
-    raw = np.arange(20_000) * 40 + rng.integers(-400, 400, 20_000)
-    repaired = repair_times(raw.tolist())
-    assert len(repaired) == 20_000
-    assert repaired == sorted(repaired)
-    assert repair_times(list(range(20_000, 0, -1))) == [20_000] * 20_000

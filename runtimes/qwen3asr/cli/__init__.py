@@ -1,4 +1,4 @@
-"""The command line: ``qwen3asr export | verify | transcribe | align | eval | info``.
+"""The command line: ``qwen3asr export | verify | transcribe | align | serve | eval | bench | info``.
 
 Results go to standard output, progress and errors to standard error. Exit codes: 0 all done; 1 some input
 failed (the others are done); 2 wrong arguments; 3 a bundle, checkpoint or device cannot be used; 4 the export
@@ -17,7 +17,7 @@ import typer
 
 import qwen3asr
 from qwen3asr import console
-from qwen3asr.cli import evaluate, exporting, recognise
+from qwen3asr.cli import benchmarking, evaluate, exporting, recognise, serving
 from qwen3asr.cli.common import DIFFERS, INPUT_FAILED, INTERRUPTED, UNUSABLE, USAGE, fail
 from qwen3asr.errors import AudioError, Qwen3AsrError, UsageError, VerificationFailed
 
@@ -35,7 +35,9 @@ app = typer.Typer(
 for _command in (
     recognise.transcribe,
     recognise.align,
+    serving.serve,
     evaluate.eval,
+    benchmarking.bench,
     exporting.export,
     exporting.verify,
     exporting.info,

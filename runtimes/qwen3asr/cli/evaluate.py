@@ -15,7 +15,7 @@ import typer
 import qwen3asr
 from qwen3asr import console
 from qwen3asr.bundle import open_bundle
-from qwen3asr.cli.common import INPUT_FAILED, USAGE, Capacity, Model, Threads, fail, write
+from qwen3asr.cli.common import INPUT_FAILED, USAGE, Capacity, Device, Engine, Model, Threads, fail, write
 from qwen3asr.evaluation import (
     Clip,
     Evaluation,
@@ -64,6 +64,8 @@ def eval(  # the command's name
     output: Annotated[Path | None, typer.Option(help="File for the report; the screen then shows the text.")] = None,
     language: Annotated[Languages, typer.Option(help="Detect languages, or force the manifest's.")] = Languages.auto,
     capacity: Capacity = None,
+    device: Device = "auto",
+    engine: Engine = None,
     threads: Threads = 0,
 ) -> None:
     r"""Score bundles on recordings whose text is known: errors, languages, word times, speed.
@@ -77,14 +79,21 @@ def eval(  # the command's name
     _check_output(output)
     clips = read_clips(manifest)
     abouts = [_about(pair, clips) for pair in pairs]
+
+    def load(pair: _Pair) -> qwen3asr.Recognizer:
+        return qwen3asr.load(
+            pair.bundle, aligner=pair.aligner, device=device, engine=engine, threads=threads, capacity=capacity
+        )
+
     if len(pairs) > 1:  # an hour later would be a bad time to learn that the second cannot be loaded
-        _load(pairs[1], threads, capacity)
+        load(pairs[1]).close()
     sides: list[Side] = []
     for letter, pair, (about, aligner_about) in zip("AB", pairs, abouts, strict=False):
-        recogniser = _load(pair, threads, capacity)
+        recogniser = load(pair)
         label = f"evaluating {letter}" if len(pairs) > 1 else "evaluating"
         done = _run(label, recogniser, clips, pair.aligner is not None, language is Languages.manifest)
         sides.append(Side(str(pair.bundle), about, aligner_about, done))
+        recogniser.close()
         del recogniser  # before the next: two large models may not fit the memory
     _report(sides, form, output, manifest)
     _end([side.evaluation for side in sides], len(clips))
@@ -116,10 +125,6 @@ def _about(pair: _Pair, clips: Sequence[Clip]) -> tuple[str, str | None]:
         check_splitter(name)
     aligner = open_bundle(pair.aligner, kind="aligner").manifest
     return about, f"{pair.aligner} ({aligner.source['name']}, {aligner.precision})"
-
-
-def _load(pair: _Pair, threads: int, capacity: int | None) -> qwen3asr.Recognizer:
-    return qwen3asr.load(pair.bundle, aligner=pair.aligner, threads=threads, capacity=capacity)
 
 
 def _run(label: str, recogniser: qwen3asr.Recognizer, clips: Sequence[Clip], align: bool, force: bool) -> Evaluation:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
 import qwen3asr
 from qwen3asr import console
-from qwen3asr.cli.common import INPUT_FAILED, USAGE, Capacity, Model, Threads, fail, write
+from qwen3asr.cli.common import INPUT_FAILED, USAGE, Capacity, Device, Engine, Model, Slots, Threads, fail, write
 from qwen3asr.errors import Qwen3AsrError
 from qwen3asr.languages import resolve_for_aligner
+from qwen3asr.recognizer import Options
 from qwen3asr.transcript import Transcript
 
 
@@ -41,38 +42,61 @@ def transcribe(
     form: _Format = Format.text,
     output_dir: Annotated[Path | None, typer.Option(help="Write AUDIO.FORMAT files there, not to the screen.")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Most text tokens; default: by duration.")] = None,
+    piece_seconds: Annotated[
+        float | None, typer.Option(help="Longest pass; longer audio is cut at silences. Default: 180.")
+    ] = None,
+    slots: Slots = None,
     capacity: Capacity = None,
+    device: Device = "auto",
+    engine: Engine = None,
     threads: Threads = 0,
 ) -> None:
-    """Transcribe audio files.
+    """Transcribe audio files of any length.
 
-    Several files are done one after the other; one that fails is reported and the others go on. Several json
-    results on the screen are one object a line; several srt or vtt need --output-dir.
+    Several files are decoded together, and written in their order; one that fails is reported and the others go on.
+    Several json results on the screen are one object a line; several srt or vtt need --output-dir.
     """
     if len(audio) > 1 and output_dir is None and form in (Format.srt, Format.vtt):
         fail(USAGE, f"several {form} files cannot share the screen; name a folder with --output-dir")
     targets = _targets(audio, output_dir, form)
-    recogniser = qwen3asr.load(model, aligner=aligner, threads=threads, capacity=capacity)
-    timestamps: Literal["word"] | None = None if aligner is None else "word"
-    recogniser.check(language=language, context=context, timestamps=timestamps, max_new_tokens=max_new_tokens)
+    recogniser = qwen3asr.load(
+        model, aligner=aligner, device=device, engine=engine, threads=threads, slots=slots, capacity=capacity
+    )
+    options = Options(
+        language=language, context=context, timestamps=None if aligner is None else "word",
+        max_new_tokens=max_new_tokens, piece_seconds=piece_seconds,
+    )  # fmt: skip
+    recogniser.check(**options)
     if aligner is None and form in (Format.srt, Format.vtt):
         console.warn("without --aligner a file becomes one cue over its whole length")
     failed = 0
-    with console.bar("transcribing", len(audio)) as advance:
-        for name, target in zip(audio, targets, strict=True):
-            try:
-                result = recogniser.transcribe(
-                    sys.stdin.buffer if name == "-" else name, language=language, context=context,
-                    timestamps=timestamps, max_new_tokens=max_new_tokens,
-                )  # fmt: skip
-            except (Qwen3AsrError, OSError) as error:
-                failed += 1
-                console.error(f"{name}: {error}")
-            else:
+    with recogniser, console.bar("transcribing", len(audio)) as advance:
+        for name, target, result in zip(audio, targets, _transcripts(recogniser, audio, options), strict=True):
+            if isinstance(result, Transcript):
                 write(_render(result, form, name if len(audio) > 1 and target is None else None), target)
+            else:
+                failed += 1
+                console.error(f"{name}: {result}")
             advance()
     if failed:
         fail(INPUT_FAILED, f"{failed} of {len(audio)} files failed")
+
+
+def _transcripts(
+    recogniser: qwen3asr.Recognizer, audio: Sequence[str], options: Options
+) -> Iterator[Transcript | Qwen3AsrError | OSError]:
+    """The transcript of each file, or why there is none; in their order."""
+    sources: list[qwen3asr.AudioInput] = [sys.stdin.buffer if name == "-" else name for name in audio]
+    if len(sources) > 1:
+        yield from recogniser.transcribe_each(sources, **options)
+        return
+    with console.seconds("seconds of audio") as report:
+        try:
+            result = recogniser.transcribe(sources[0], progress=lambda now: report(now.done, now.total), **options)
+        except (Qwen3AsrError, OSError) as error:
+            yield error
+        else:
+            yield result
 
 
 def align(
@@ -82,6 +106,8 @@ def align(
     text_file: Annotated[Path | None, typer.Option(help="UTF-8 file with what is said.")] = None,
     language: Annotated[str | None, typer.Option(help="Name or ISO code; chooses how words are split.")] = None,
     form: _Format = Format.text,
+    device: Device = "auto",
+    engine: Engine = None,
     threads: Threads = 0,
 ) -> None:
     """Find when each word of a known text is spoken.
@@ -94,7 +120,7 @@ def align(
         words_said = text if text is not None else Path(str(text_file)).read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         fail(USAGE, f"{text_file} cannot be read as text: {error}")
-    model = qwen3asr.load_aligner(aligner, threads=threads)
+    model = qwen3asr.load_aligner(aligner, device=device, engine=engine, threads=threads)
     clip = qwen3asr.read_audio(sys.stdin.buffer if audio == "-" else audio)
     words = model.align((clip.samples, 16_000), words_said, language=language)
     if form is Format.text:

@@ -68,7 +68,8 @@ class Result:
         transcript: what the model gave.
         score: the text's.
         seconds: from the file to the text, reading it included.
-        loop: the text has a unit of 1 to 20 characters ten times in a row or more, where the truth has none.
+        loop: the loop breaker fired, or the text has a unit of 1 to 20 characters ten times in a row or more, where
+            the truth has none.
         alignment: of the true text; ``None`` where no word times were asked for or known.
     """
 
@@ -119,7 +120,7 @@ def evaluate(
     force: bool = False,
     done: Callable[[Result | Failure], None] = lambda _: None,
 ) -> Evaluation:
-    """Run a model on clips, after one second of silence that warms it up. A clip that fails does not end the run.
+    """Run a model on clips, after one second of noise that warms it up. A clip that fails does not end the run.
 
     Args:
         model: with an aligner, if ``align``.
@@ -130,10 +131,10 @@ def evaluate(
 
     Raises:
         ExtraMissing: jiwer is not installed.
-        Qwen3AsrError: the model cannot even transcribe silence.
+        Qwen3AsrError: the model cannot even transcribe noise.
     """
     check_available()
-    model.transcribe(np.zeros(SAMPLE_RATE, np.float32))
+    model.transcribe(np.random.default_rng(0).normal(0, 0.01, SAMPLE_RATE).astype(np.float32))
     outcomes: list[Result | Failure] = []
     for clip in clips:
         outcomes.append(_outcome(model, clip, align, force))
@@ -148,7 +149,7 @@ def _outcome(model: Model, clip: Clip, align: bool, force: bool) -> Result | Fai
     except (Qwen3AsrError, OSError) as error:
         return Failure(clip, str(error))
     seconds = perf_counter() - begin
-    loop = has_loop(transcript.text) and not has_loop(clip.text)
+    loop = transcript.finish_reason == "loop" or (has_loop(transcript.text) and not has_loop(clip.text))
     alignment = _alignment(model, clip, transcript.duration) if align and clip.words else None
     return Result(clip, transcript, score(clip.text, transcript.text, clip.language), seconds, loop, alignment)
 

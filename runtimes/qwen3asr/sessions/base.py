@@ -43,7 +43,13 @@ class EncoderSession(Protocol):
 
         Returns:
             float32 ``[windows, tokens, hidden]``; rows past a window's valid tokens are meaningless.
+
+        Raises:
+            EngineClosed: the session was closed.
         """
+
+    def close(self) -> None:
+        """Let go of a device's memory, while nothing runs; harmless when done twice, and nothing on the CPU."""
 
 
 class DecoderSession(Protocol):
@@ -57,6 +63,10 @@ class DecoderSession(Protocol):
     def capacity(self) -> int:
         """Tokens of a row."""
 
+    @property
+    def slot_bytes(self) -> int:
+        """Memory of one row when it is full."""
+
     def run(self, ids: Ids, audio: Embeddings, take: Ids, slots: range, past: Ids) -> Picked:
         """Feed new tokens to consecutive slots.
 
@@ -66,4 +76,13 @@ class DecoderSession(Protocol):
             take: int64 ``[B, T]``, indices into ``S`` whose answer is wanted; ``T`` may be 0.
             slots: the B consecutive cache rows.
             past: int64 ``[B]``, tokens already cached in each; new ones are written after them.
+
+        Raises:
+            EngineClosed: the session was closed.
         """
+
+    def swap(self, first: int, second: int, tokens: int) -> None:
+        """Exchange the first ``tokens`` tokens of two cache rows: so that the rows of a step stand together."""
+
+    def close(self) -> None:
+        """As :meth:`EncoderSession.close`; sizes can still be asked for."""

@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU: caches in place, inputs bound once.
+"""ONNX Runtime on the CPU: caches in place, inputs bound once. The encoder on any provider.
 
 Graphs of the ``ort`` dialect are meant for it; those of the ``standard`` dialect run too, at half the speed.
 """
@@ -14,31 +14,12 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from qwen3asr.errors import BackendFailed, BundleInvalid
+from qwen3asr.errors import BackendFailed, EngineClosed
 from qwen3asr.features import Mel
 from qwen3asr.sessions.base import Embeddings, Ids, Picked
+from qwen3asr.sessions.opening import NAME, open_session
+from qwen3asr.sessions.providers import CPU, Provider
 from qwen3asr.spec import ModelSpec
-
-_NAME, _PROVIDERS = "ONNX Runtime", ["CPUExecutionProvider"]
-
-# ONNX Runtime's errors have no common base but Exception: it is caught where one of its calls is all that runs.
-
-
-def _session(
-    graph: Path | bytes, threads: int, weights: Path | None = None, *, mapped: bool = False
-) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    if mapped:
-        options.add_session_config_entry("session.disable_prepacking", "1")
-    options.log_severity_level = 4  # what goes wrong is raised
-    if weights is not None:
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights))
-    try:
-        return onnxruntime.InferenceSession(graph if isinstance(graph, bytes) else str(graph), options, _PROVIDERS)
-    except Exception as error:
-        name = "the graph" if isinstance(graph, bytes) else graph.name
-        raise BundleInvalid(f"{_NAME} cannot load {name}: {error}") from error
 
 
 def _zeros(shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
@@ -60,21 +41,35 @@ class OrtEncoder:
         graph: path of encoder.onnx, or the model itself with its weights in ``weights``.
         weights: folder of the external data, where ``graph`` is not a path.
         threads: threads of one operator; 0: one a physical core.
+        provider: runs it.
+        batch_windows: windows of one run. A batch takes a CPU as long as one after the other, and the memory of their
+            convolutions adds up.
     """
 
-    batch_windows = 1
-    """A batch of windows takes a CPU as long as one after the other, and their convolutions' memory adds up."""
-
-    def __init__(self, graph: Path | bytes, weights: Path | None = None, *, threads: int = 0) -> None:
-        self._session = _session(graph, threads, weights)
+    def __init__(
+        self, graph: Path | bytes, weights: Path | None = None, *, threads: int = 0, provider: Provider = CPU,
+        batch_windows: int = 1,
+    ) -> None:  # fmt: skip
+        self._session: onnxruntime.InferenceSession | None = open_session(
+            graph, provider, threads=threads, weights=weights
+        )
+        self._on_host = provider.memory == "cpu"
+        self.batch_windows = batch_windows
 
     def run(self, mel: Mel, frames: Ids) -> Embeddings:
         """See :class:`qwen3asr.sessions.base.EncoderSession`."""
+        if self._session is None:
+            raise EngineClosed
         try:
             embeddings: Embeddings = self._session.run(["embeddings"], {"mel": mel, "frames": frames})[0]
         except Exception as error:
-            raise BackendFailed(_NAME, error) from error
+            raise BackendFailed(NAME, error) from error
         return embeddings
+
+    def close(self) -> None:
+        """See :class:`qwen3asr.sessions.base.EncoderSession`."""
+        if not self._on_host:
+            self._session = None
 
 
 class OrtDecoder:
@@ -96,11 +91,12 @@ class OrtDecoder:
         self, graph: Path | bytes, spec: ModelSpec, *, slots: int, capacity: int, threads: int = 0,
         weights: Path | None = None, mapped: bool = False,
     ) -> None:  # fmt: skip
-        self._session = _session(graph, threads, weights, mapped=mapped)
+        self._session = open_session(graph, threads=threads, weights=weights, mapped=mapped)
         shape = (slots, spec.kv_heads, capacity, spec.head_dim)
         self._caches = {f"{layer}.{side}": _zeros(shape) for layer in range(spec.layers) for side in ("key", "value")}
         self._slots, self._capacity, self._classes = slots, capacity, spec.classes
         self._no_audio = np.zeros((1, spec.hidden), np.float32)
+        self._has_total = any(value.name == "total_length" for value in self._session.get_inputs())
         self._bindings: dict[range, _Binding] = {}
 
     @property
@@ -113,17 +109,35 @@ class OrtDecoder:
         """Tokens of a row."""
         return self._capacity
 
+    @property
+    def slot_bytes(self) -> int:
+        """Memory of one row when it is full."""
+        return sum(cache.nbytes for cache in self._caches.values()) // self._slots
+
     def run(self, ids: Ids, audio: Embeddings, take: Ids, slots: range, past: Ids) -> Picked:
         """See :class:`qwen3asr.sessions.base.DecoderSession`."""
         binding = self._binding(slots)
         binding.feed(ids=ids, audio=audio if len(audio) else self._no_audio, take=take, past=past)
+        if self._has_total:
+            binding.feed(total_length=np.array(past.max() + ids.shape[1], np.int32))
         tokens = binding.receive("token", take.shape, np.int64)
         logprobs = binding.receive("logprob", take.shape, np.float32)
         try:
             self._session.run_with_iobinding(binding.io)
         except Exception as error:
-            raise BackendFailed(_NAME, error) from error
+            raise BackendFailed(NAME, error) from error
         return Picked(tokens.copy(), logprobs.copy())
+
+    def swap(self, first: int, second: int, tokens: int) -> None:
+        """See :class:`qwen3asr.sessions.base.DecoderSession`."""
+        for cache in self._caches.values():
+            one, other = cache[first, :, :tokens], cache[second, :, :tokens]
+            kept = one.copy()
+            one[...] = other
+            other[...] = kept
+
+    def close(self) -> None:
+        """See :class:`qwen3asr.sessions.base.DecoderSession`: memory of the host goes with its last holder."""
 
     def logits(self, ids: Ids, audio: Embeddings, take: Ids, slots: range, past: Ids) -> npt.NDArray[np.float32]:
         """As :meth:`run`, for a graph whose ``logits`` were made an output: float32 ``[B, T, classes]``."""
