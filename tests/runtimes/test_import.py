@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from collections.abc import Mapping
+from pathlib import Path
 
 
-def _python(code: str) -> str:
-    run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+def _python(code: str, env: Mapping[str, str] | None = None) -> str:
+    run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=env)
     return run.stdout.strip()
 
 
@@ -17,10 +20,14 @@ def test_import_loads_neither_torch_nor_a_backend() -> None:
     assert _python(code) == "[]"
 
 
-def test_import_takes_less_than_a_third_of_a_second() -> None:
-    """The one promise about time that is tested: the best of several runs, so that a busy machine does not fail it."""
+def test_import_takes_less_than_a_third_of_a_second(tmp_path: Path) -> None:
+    """The one promise about time that is tested: the best of several runs, so that a busy machine does not fail it.
+
+    With bytecode, as an installed package has it: it used to fail where the environment forbids to write any.
+    """
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
     code = "import time; t = time.perf_counter(); import qwen3asr; print(time.perf_counter() - t)"
-    assert min(float(_python(code)) for _ in range(7)) < 0.3
+    assert min(float(_python(code, env | {"PYTHONPYCACHEPREFIX": str(tmp_path)})) for _ in range(7)) < 0.3
 
 
 def test_the_plugins_import_without_torch() -> None:

@@ -39,7 +39,7 @@ def _feed(session: OrtDecoder, bundle: Bundle, ids: np.ndarray, slot: int, past:
 
 
 def test_rows_of_different_lengths_step_together_as_they_do_alone(bundle: Bundle) -> None:
-    """Exactly: in fp32 a row's answer may not depend on its neighbours."""
+    """The same tokens; log probabilities but for last bits: some processors multiply one row by a kernel of its own."""
     lengths = (5, 40, 17)
     alone = []
     for slot, length in enumerate(lengths):
@@ -54,7 +54,7 @@ def test_rows_of_different_lengths_step_together_as_they_do_alone(bundle: Bundle
         np.array([[11], [12], [13]]), no_audio, np.zeros((3, 1), np.int64), range(3), np.array(lengths)
     )
     assert together.tokens[:, 0].tolist() == [token for token, _ in alone]
-    assert together.logprobs[:, 0].tolist() == [logprob for _, logprob in alone]
+    assert together.logprobs[:, 0].tolist() == pytest.approx([logprob for _, logprob in alone], abs=1e-6)
 
 
 def test_a_prefill_in_one_slot_leaves_the_neighbours_untouched(bundle: Bundle) -> None:

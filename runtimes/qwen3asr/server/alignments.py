@@ -8,13 +8,14 @@ from functools import partial
 from typing import BinaryIO
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
 
 from qwen3asr.errors import EngineBusy
 from qwen3asr.recognizer import Recognizer
-from qwen3asr.server.formats import words_json
+from qwen3asr.server.answers import Alignment, json_of
+from qwen3asr.server.formats import word_times
 from qwen3asr.server.forms import AlignmentForm, parse
 from qwen3asr.server.lifecycle import Lifecycle
+from qwen3asr.server.openapi import WORK, multipart, refusals
 from qwen3asr.server.patience import time_limit, unless_gone
 from qwen3asr.server.settings import ServerSettings
 from qwen3asr.server.uploads import file_of, receive_form
@@ -55,7 +56,12 @@ def alignment_routes(model: Recognizer, settings: ServerSettings, lifecycle: Lif
     """The route of alignment."""
     router, aligning = APIRouter(), _Aligning(model, settings)
 
-    @router.post("/v1/audio/alignments")
+    @router.post(
+        "/v1/audio/alignments",
+        response_class=Response,
+        responses={200: {"model": Alignment}, **refusals(*WORK)},
+        openapi_extra=multipart(AlignmentForm, settings.model_name),
+    )
     async def alignments(request: Request) -> Response:
         """Word times of a text that is known."""
         arrived = asyncio.get_running_loop().time()
@@ -66,6 +72,6 @@ def alignment_routes(model: Recognizer, settings: ServerSettings, lifecycle: Lif
             ):
                 form, file = parse(AlignmentForm, upload).check(settings.model_name), file_of(upload)
                 words = await unless_gone(request, aligning.align(file, form))
-        return JSONResponse({"text": form.text, "words": words_json(words)})
+        return json_of(Alignment(text=form.text, words=word_times(words)))
 
     return router

@@ -16,6 +16,7 @@ from qwen3asr.server.alignments import alignment_routes
 from qwen3asr.server.auth import KeyCheck
 from qwen3asr.server.catalogue import model_routes, operator_routes
 from qwen3asr.server.lifecycle import Lifecycle
+from qwen3asr.server.openapi import URL, describe
 from qwen3asr.server.page import add_page
 from qwen3asr.server.problems import error_response, problem_of, refusal
 from qwen3asr.server.realtime import add_realtime
@@ -37,7 +38,7 @@ def create_app(model: Recognizer, settings: ServerSettings | None = None) -> Fas
         settings: how to behave.
     """
     settings = settings or ServerSettings()
-    app = FastAPI(title="qwen3asr", version=qwen3asr.__version__, openapi_url=None)  # nor pages made of it elsewhere
+    app = FastAPI(title="qwen3asr", version=qwen3asr.__version__, openapi_url=URL, docs_url=None, redoc_url=None)
     lifecycle = app.state.lifecycle = Lifecycle()
     app.include_router(transcription_routes(model, settings, lifecycle))
     app.include_router(alignment_routes(model, settings, lifecycle))
@@ -46,6 +47,7 @@ def create_app(model: Recognizer, settings: ServerSettings | None = None) -> Fas
     add_realtime(app, model, settings)
     if settings.page:
         add_page(app)
+    describe(app, keys=bool(settings.api_keys))
     app.add_exception_handler(Qwen3AsrError, _failed)
     app.add_exception_handler(StarletteHTTPException, _refused)
     app.add_exception_handler(ClientDisconnect, _left)

@@ -5,32 +5,34 @@ from __future__ import annotations
 import time
 
 from fastapi import APIRouter, HTTPException, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
 
 from qwen3asr.errors import ModelUnknown, ServerDraining
 from qwen3asr.prometheus import collector
 from qwen3asr.recognizer import Recognizer
+from qwen3asr.server.answers import Model, ModelList, Status, json_of
 from qwen3asr.server.lifecycle import Lifecycle
+from qwen3asr.server.openapi import refusals
 from qwen3asr.server.settings import ServerSettings
 
 
 def model_routes(settings: ServerSettings) -> APIRouter:
     """OpenAI's list of models, which has one; and the refusal of what that model does not do."""
     router = APIRouter(prefix="/v1")
-    entry = {"id": settings.model_name, "object": "model", "created": int(time.time()), "owned_by": "qwen3asr"}
+    entry = Model(id=settings.model_name, created=int(time.time()))
 
-    @router.get("/models")
+    @router.get("/models", responses={200: {"model": ModelList}, **refusals(401)})
     async def models() -> Response:
-        return JSONResponse({"object": "list", "data": [entry]})
+        return json_of(ModelList(data=[entry]))
 
-    @router.get("/models/{name:path}")
+    @router.get("/models/{name:path}", responses={200: {"model": Model}, **refusals(401, 404)})
     async def one_model(name: str) -> Response:
         if name != settings.model_name:
             raise ModelUnknown(name, settings.model_name)
-        return JSONResponse(entry)
+        return json_of(entry)
 
-    @router.post("/audio/translations")
+    @router.post("/audio/translations", include_in_schema=False)
     async def translations() -> Response:
         raise HTTPException(404, "this model does not translate; transcribe with POST /v1/audio/transcriptions")
 
@@ -44,20 +46,20 @@ def operator_routes(model: Recognizer, settings: ServerSettings, lifecycle: Life
     running = Gauge("qwen3asr_server_requests", "Requests and sessions under way, uploads too.", registry=registry)
     running.set_function(lambda: lifecycle.running)
 
-    @router.get("/health")
+    @router.get("/health", responses={200: {"model": Status}, **refusals()})
     async def health() -> Response:
         """Whether the process answers."""
-        return JSONResponse({"status": "alive"})
+        return json_of(Status(status="alive"))
 
-    @router.get("/ready")
+    @router.get("/ready", responses={200: {"model": Status}, **refusals(503)})
     async def ready() -> Response:
         """Whether it takes work."""
         if lifecycle.draining.is_set():
             raise ServerDraining
         model.check()
-        return JSONResponse({"status": "ready"})
+        return json_of(Status(status="ready"))
 
-    @router.get("/metrics")
+    @router.get("/metrics", response_class=PlainTextResponse, responses=refusals())
     async def metrics() -> Response:
         """Counters, gauges and histograms of the model."""
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)

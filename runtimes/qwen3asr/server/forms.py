@@ -11,7 +11,8 @@ from qwen3asr.errors import ModelUnknown, ParameterInvalid
 
 Form = TypeVar("Form", bound=BaseModel)
 Name: TypeAlias = Annotated[str, Field(max_length=200)]
-_LISTS = ("include", "timestamp_granularities")
+LISTS = ("include", "timestamp_granularities")
+"""Parameters that may be given several times, as ``NAME[]``."""
 
 
 class TranscriptionForm(BaseModel):
@@ -88,7 +89,7 @@ def parse(kind: type[Form], form: FormData) -> Form:
     values: dict[str, Any] = {}
     for key, value in form.multi_items():
         name = key.removesuffix("[]")
-        if name in _LISTS:
+        if name in LISTS:
             values.setdefault(name, []).append(value)
         else:
             values[name] = value
@@ -97,4 +98,4 @@ def parse(kind: type[Form], form: FormData) -> Form:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         name = str(first["loc"][0])
-        raise ParameterInvalid(f"{name}[]" if name in _LISTS else name, first["msg"]) from error
+        raise ParameterInvalid(f"{name}[]" if name in LISTS else name, first["msg"]) from error

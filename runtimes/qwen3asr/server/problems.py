@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
 from qwen3asr import errors
+from qwen3asr.server.answers import ErrorAnswer, ErrorObject
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +100,8 @@ def refusal(status: int, message: str, request_id: str, headers: dict[str, str] 
 
 
 def _body(message: str, kind: str, parameter: str | None, code: str | None, request_id: str) -> dict[str, Any]:
-    error = {"message": message, "type": kind, "param": parameter, "code": code}
-    return {"error": error, "request_id": request_id}
+    error = ErrorObject(message=message, type=kind, param=parameter, code=code)
+    return ErrorAnswer(error=error, request_id=request_id).model_dump()
 
 
 def _response(status: int, body: dict[str, Any], headers: dict[str, str]) -> JSONResponse:

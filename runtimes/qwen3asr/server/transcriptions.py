@@ -7,7 +7,7 @@ import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, aclosing, suppress
 from functools import partial
-from typing import BinaryIO, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
@@ -15,9 +15,11 @@ from starlette.types import Receive, Scope, Send
 
 from qwen3asr.errors import AlignerMissing, ExtraMissing, LanguageUnknown
 from qwen3asr.recognizer import Options, Recognizer
-from qwen3asr.server.formats import event, render
+from qwen3asr.server.answers import TextAnswer, VerboseAnswer
+from qwen3asr.server.formats import SRT, VTT, event, render
 from qwen3asr.server.forms import TranscriptionForm, parse
 from qwen3asr.server.lifecycle import Lifecycle
+from qwen3asr.server.openapi import WORK, multipart, refusals
 from qwen3asr.server.patience import time_limit, unless_gone
 from qwen3asr.server.problems import error_body, problem_of
 from qwen3asr.server.settings import ServerSettings
@@ -29,13 +31,23 @@ from qwen3asr.transcription import Progress, Report
 Transcribe: TypeAlias = Callable[[Report | None], Awaitable[Transcript]]
 
 _log = logging.getLogger("qwen3asr.server")
+_ANSWERS: dict[str, Any] = {
+    "model": TextAnswer | VerboseAnswer,
+    "description": "The text, in the format that was asked for.",
+    "content": {kind: {} for kind in ("text/plain", SRT, VTT, "text/event-stream")},
+}
 
 
 def transcription_routes(model: Recognizer, settings: ServerSettings, lifecycle: Lifecycle) -> APIRouter:
     """The routes of transcription."""
     router = APIRouter()
 
-    @router.post("/v1/audio/transcriptions")
+    @router.post(
+        "/v1/audio/transcriptions",
+        response_class=Response,
+        responses={200: _ANSWERS, **refusals(*WORK)},
+        openapi_extra=multipart(TranscriptionForm, settings.model_name),
+    )
     async def transcriptions(request: Request) -> Response:
         """Speech to text."""
         arrived = asyncio.get_running_loop().time()
