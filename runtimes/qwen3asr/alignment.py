@@ -43,7 +43,7 @@ def align_any_length(
         only = next(cut)
         if next(cut, None) is None:
             return aligner.align_samples(limit_peak(only.samples), text, language)
-    request = Request(piece_seconds=min(longest, transcriber.longest_pass(Request())))
+    request = Request(language, piece_seconds=min(longest, transcriber.longest_pass(Request(language))))
     transcriber.check(request)
     with source() as reader:
         parts = transcriber.parts(reader, request)

@@ -11,13 +11,13 @@ engine itself fail, every waiter is told, and it starts anew for the next reques
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import logging
 import math
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ from qwen3asr.jobs import Job, Prefix, Task
 from qwen3asr.metrics import Metrics
 from qwen3asr.prompt import Frame
 from qwen3asr.scheduler import Encode, Plan, Policy, Prefill, Row, Scheduler, Step
-from qwen3asr.sessions.base import Embeddings
+from qwen3asr.sessions.base import Embeddings, Picked
 
 T = TypeVar("T")
 
@@ -67,6 +67,7 @@ class Engine:
         self._tasks: dict[int, Task] = {}
         self._settled: list[tuple[Future[Generation], Generation | Exception]] = []
         self._prefixes: dict[int, Prefix] = {}
+        self._abandoned: deque[Prefix] = deque()  # their streams were forgotten; no lock is needed to append
         self._scheduler = self._new_scheduler()
         self._numbers = itertools.count()
         self._change = threading.Condition()  # guards all of the above, but while the device runs
@@ -154,12 +155,28 @@ class Engine:
         """
         with self._change:
             self._check_open()
+            self._release_abandoned()
             if len(self._prefixes) >= self.slots + self.queue:
                 raise EngineBusy(f"{len(self._prefixes)} streams are open", self.retry_after())
             prefix = Prefix(next(self._numbers), frame)
             self._prefixes[prefix.number] = prefix
             self._scheduler.open_lease(prefix.number)
             return prefix
+
+    def restart(self, prefix: Prefix, frame: Frame) -> None:
+        """Forget what a prefix kept, and go on with another frame; its place among the streams stays.
+
+        Raises:
+            RequestInvalid: the prefix was released, or is at work.
+        """
+        with self._change:
+            self._check_prefix(prefix)
+            prefix.frame, prefix.windows = frame, []
+            self._scheduler.trim_lease(prefix.number, 0)
+
+    def abandon(self, prefix: Prefix) -> None:
+        """Release a prefix soon. Takes no lock, and so may be called wherever a garbage collector runs."""
+        self._abandoned.append(prefix)
 
     def release(self, prefix: Prefix) -> None:
         """Forget a prefix, now or when its job ends; harmless when done twice."""
@@ -177,12 +194,13 @@ class Engine:
         self._check_open()
         prefix, frame, kept = job.prefix, job.frame, list[Embeddings]()
         if prefix is not None:
-            if prefix.number not in self._prefixes:
-                raise RequestInvalid("this prefix was released; open another")
-            if prefix.busy or job.keep > len(prefix.windows):
-                raise RequestInvalid("a prefix takes one job after the other, and keeps only what it was given")
+            self._check_prefix(prefix)
+            if job.keep > len(prefix.windows):
+                raise RequestInvalid(f"the prefix keeps {len(prefix.windows)} windows, not {job.keep}")
             frame, kept = prefix.frame, prefix.windows[: job.keep]
         audio = sum(map(len, kept)) + sum(self._encoder.tokens(mel.shape[1]) for mel in job.windows)
+        if not audio:
+            raise RequestInvalid("there is no audio in this request; give at least one window with frames")
         pads, draft = np.full(audio, self._decoder.audio_pad, np.int64), np.array(job.draft, np.int64)
         ids = np.concatenate([frame.head, pads, frame.tail, draft])
         room = self.capacity - len(ids) + len(draft)
@@ -210,6 +228,16 @@ class Engine:
             raise EngineFailed(error) from error
         self._life.thread = thread
 
+    def _check_prefix(self, prefix: Prefix) -> None:
+        if prefix.number not in self._prefixes:
+            raise RequestInvalid("this prefix was released; open another")
+        if prefix.busy:
+            raise RequestInvalid("a prefix takes one job after the other")
+
+    def _release_abandoned(self) -> None:
+        while self._abandoned:
+            self.release(self._abandoned.popleft())
+
     def _check_open(self) -> None:
         if self._life.closing:
             raise EngineClosed
@@ -235,14 +263,14 @@ class Engine:
         with self._change:
             if self._life.closing and not self._life.draining:
                 self._reject_all(EngineClosed())
+            self._release_abandoned()
             self._sweep()
-            waiting = self._scheduler.waiting
             plan = self._scheduler.plan()
-            if self._scheduler.waiting < waiting:
-                self._change.notify_all()  # there is room in the queue
             self.metrics.state(self._scheduler.waiting, len(self._scheduler.running), self._scheduler.tokens)
             idle = plan is None and not self._settled
-            if idle and (self._life.closing or not self._change.wait(IDLE_SECONDS)):
+            if idle and not self._life.closing and self._change.wait(IDLE_SECONDS):
+                return True
+            if idle and not self._tasks:  # none that came as the waiting ended
                 self._life.thread = None
                 return False
         if plan is not None:
@@ -252,13 +280,16 @@ class Engine:
 
     def _settle(self) -> None:
         """Give out results, outside of the lock: their callbacks may ask for more."""
-        while self._settled:
-            future, outcome = self._settled.pop(0)
-            with contextlib.suppress(InvalidStateError):  # cancelled in this very moment
+        with self._change:
+            settled, self._settled = self._settled, []
+        for future, outcome in settled:
+            try:
                 if isinstance(outcome, Generation):
                     future.set_result(outcome)
                 else:
                     future.set_exception(outcome)
+            except InvalidStateError:  # cancelled in this very moment
+                future.set_running_or_notify_cancel()
 
     def _sweep(self) -> None:
         """Let go of jobs that nobody waits for any more."""
@@ -266,6 +297,7 @@ class Engine:
         for task in list(self._tasks.values()):
             if task.future.cancelled():
                 self._end(task, None)
+                task.future.set_running_or_notify_cancel()  # those in concurrent.futures.wait() hear of it only so
                 self.metrics.finished("cancelled")
             elif now >= task.deadline:
                 self._end(task, DeadlineExceeded(task.job.timeout or 0.0))
@@ -302,6 +334,7 @@ class Engine:
             self.metrics.failed(type(outcome).__name__)
         if outcome is not None:
             self._settled.append((task.future, outcome))
+        self._change.notify_all()  # there may be room in the queue
 
     # --- the device ------------------------------------------------------------------------------------------
 
@@ -323,35 +356,40 @@ class Engine:
             rows = iter(self._encoder.encode([mel for index in members for mel in shares[index]]))
             return [list(itertools.islice(rows, len(shares[index]))) for index in members]
 
-        for task, rows in self._each(tasks, encode):
-            with self._change:
-                task.encoded(rows)
-                self._scheduler.encoded(task.number, len(rows))
-                prefix = task.job.prefix
-                if prefix is not None:
-                    prefix.windows = task.rows[: task.job.keep + task.job.complete]
+        def take(task: Task, rows: list[Embeddings]) -> None:
+            task.encoded(rows)
+            self._scheduler.encoded(task.number, len(rows))
+            prefix = task.job.prefix
+            if prefix is not None:
+                prefix.windows = task.rows[: task.job.keep + task.job.complete]
             self.metrics.encoded(len(rows))
+
+        self._each(tasks, encode, take)
 
     def _prefill(self, plan: Prefill) -> None:
         task = self._tasks[plan.number]
         self._begun(task)
-        rows = task.audio_rows(plan.start, plan.stop)
-        take = np.arange(max(task.asked, plan.start), plan.stop) - plan.start
         ids = task.ids[plan.start : plan.stop]
-        for _, picked in self._each([task], lambda _: [self._decoder.feed(ids, rows, take, plan.slot, plan.start)]):
+        wanted = np.arange(max(task.asked, plan.start), plan.stop) - plan.start
+
+        def feed(_: Sequence[int]) -> list[Picked]:
+            return [self._decoder.feed(ids, task.audio_rows(plan.start, plan.stop), wanted, plan.slot, plan.start)]
+
+        def take(task: Task, picked: Picked) -> None:
             task.answers += zip(picked.tokens[0].tolist(), picked.logprobs[0].tolist(), strict=True)
             self.metrics.prefilled(len(ids))
-            with self._change:
-                self._scheduler.prefilled(task.number, plan.stop)
-                if plan.stop == len(task.ids):
-                    task.prefilled()
-                    self._begin(task)
+            self._scheduler.prefilled(task.number, plan.stop)
+            if plan.stop == len(task.ids):
+                task.prefilled()
+                self._begin(task)
+
+        self._each([task], feed, take)
 
     def _begin(self, task: Task) -> None:
         """The prompt is fed: take what the draft had right, and the first answer that it had not."""
         draft = task.job.draft
         for index, (token, logprob) in enumerate(task.answers):
-            if self._write(task, token, logprob):
+            if self._write(task, token, logprob, drafted=index > 0):
                 return
             if index == len(draft) or token != draft[index]:
                 self._scheduler.start(task.number, task.asked + 1 + index)
@@ -368,32 +406,48 @@ class Engine:
             picked = self._decoder.step_rows(fed, held, first=members[0])
             return list(zip(picked.tokens[:, 0].tolist(), picked.logprobs[:, 0].tolist(), strict=True))
 
-        for task, (token, logprob) in self._each(tasks, step):
-            with self._change:
-                row = self._scheduler.row(task.number)
-                self._scheduler.stepped(task.number)
-                if math.isfinite(logprob):
-                    self._write(task, token, logprob)
-                else:
-                    self._end(task, not_finite(row.slot or 0, row.fed))
+        def take(task: Task, answer: tuple[int, float]) -> None:
+            token, logprob = answer
+            row = self._scheduler.row(task.number)
+            self._scheduler.stepped(task.number)
+            if not math.isfinite(logprob):
+                raise not_finite(row.slot or 0, row.fed)
+            self._write(task, token, logprob)
+
+        self._each(tasks, step, take)
         self.metrics.stepped(len(tasks))
 
-    def _each(self, tasks: Sequence[Task], run: Callable[[Sequence[int]], list[T]]) -> list[tuple[Task, T]]:
-        """Results of one call for all; should that fail, of a call for each, and who fails alone is rejected."""
-        everyone = range(len(tasks))
-        try:
-            return list(zip(tasks, run(everyone), strict=True))
-        except Exception as error:  # noqa: BLE001 (whatever a backend raises belongs to the job it was run for)
-            if len(tasks) == 1:
-                with self._change:
-                    self._end(tasks[0], error)
-                return []
-        return [pair for index in everyone for pair in self._each([tasks[index]], lambda _, i=index: run([i]))]  # type: ignore[misc]
+    def _each(
+        self, tasks: Sequence[Task], run: Callable[[Sequence[int]], Sequence[T]], take: Callable[[Task, T], None]
+    ) -> None:
+        """Run once for all, and take what each has got; should that fail, once for each. Who fails alone is rejected.
 
-    def _write(self, task: Task, token: int, logprob: float) -> bool:
-        """Take an answer; ``True`` if the text ends with it."""
+        Args:
+            tasks: who takes part.
+            run: results of those of them with these indices.
+            take: commits a task's result.
+        """
+        outcomes: list[T | Exception] = []
+        try:
+            outcomes += run(range(len(tasks)))
+        except Exception as error:  # noqa: BLE001 (whatever a backend raises belongs to the job it was run for)
+            outcomes = [error] if len(tasks) == 1 else [_alone(run, index) for index in range(len(tasks))]
+        for task, outcome in zip(tasks, outcomes, strict=True):
+            with self._change:
+                try:
+                    if isinstance(outcome, Exception):
+                        raise outcome
+                    take(task, outcome)
+                except Exception as error:
+                    if task.number not in self._tasks:  # it had ended: this is none of its errors
+                        raise
+                    self._end(task, error)
+
+    def _write(self, task: Task, token: int, logprob: float, *, drafted: bool = False) -> bool:
+        """Take an answer; ``True`` if the text ends with it. Those of a draft come at once, with no time between."""
         reason = task.write(token, logprob, self._eos)
-        self._count(task)
+        if not drafted:
+            self._count(task)
         if reason is None:
             return False
         self._end(task, task.generation(reason))
@@ -413,6 +467,15 @@ class Engine:
         if not task.begun:
             task.begun = True
             self.metrics.admitted(self._clock() - task.submitted)
+
+
+def _alone(run: Callable[[Sequence[int]], Sequence[T]], index: int) -> T | Exception:
+    """What one task gets by itself."""
+    try:
+        (outcome,) = run([index])
+    except Exception as error:  # noqa: BLE001 (as where all were run together)
+        return error
+    return outcome
 
 
 @dataclass(slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from typing import ParamSpec, TypeVar
@@ -47,13 +48,22 @@ class EngineEar:
         self._frame: Frame | None = None
         self._context = ""
         self._kept: list[int] = []  # frames of each window that the prefix keeps
+        self._counted = 0.0  # seconds of the segment that were in a job
 
     def begin(self, context: str) -> None:
-        """See :class:`qwen3asr.listener.Ear`."""
-        self.close()
+        """See :class:`qwen3asr.listener.Ear`.
+
+        Raises:
+            EngineBusy: at the first segment only: too many streams are open.
+        """
         self._context = self._prompts.plain(context)
-        self._frame = self._prompts.frame(self._context, self._language)
-        self._prefix, self._kept = self._engine.open(self._frame), []
+        self._frame, self._kept, self._counted = self._prompts.frame(self._context, self._language), [], 0.0
+        if self._prefix is not None:
+            self._engine.restart(self._prefix, self._frame)
+            return
+        self._prefix = self._engine.open(self._frame)
+        self._forgotten = weakref.finalize(self, self._engine.abandon, self._prefix)
+        self._forgotten.atexit = False
 
     def hear(self, *, keep: int, windows: Sequence[Mel], complete: int, draft: Sequence[int]) -> Future[Generation]:
         """See :class:`qwen3asr.listener.Ear`."""
@@ -66,8 +76,9 @@ class EngineEar:
         budget = self._transcriber.budget(self._frame, sum(map(self._windows.tokens, frames)), seconds)
         job = Job(
             self._frame, windows, budget, draft=draft[:budget], watch=self._transcriber.watch(seconds), live=True,
-            prefix=self._prefix, keep=keep, complete=complete,
+            prefix=self._prefix, keep=keep, complete=complete, seconds=max(seconds - self._counted, 0.0),
         )  # fmt: skip
+        self._counted = seconds
         return self._engine.submit(job)
 
     def align(
@@ -92,6 +103,7 @@ class EngineEar:
     def close(self) -> None:
         """See :class:`qwen3asr.listener.Ear`."""
         if self._prefix is not None:
+            self._forgotten.detach()
             self._engine.release(self._prefix)
             self._prefix = None
 

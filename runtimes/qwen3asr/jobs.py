@@ -49,6 +49,7 @@ class Job:
         prefix: where it continues; its frame counts, and its kept windows come before ``windows``.
         keep: leading windows of the prefix that are still valid.
         complete: leading ``windows`` that the prefix is to keep.
+        seconds: of audio that no job before had, which metrics count; ``None``: all of it.
     """
 
     frame: Frame
@@ -61,6 +62,7 @@ class Job:
     prefix: Prefix | None = None
     keep: int = 0
     complete: int = 0
+    seconds: float | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -71,7 +73,7 @@ class Task:
         number: its name in the scheduler.
         job: what was asked, but for its windows.
         windows: those that are still to be encoded; what is encoded is let go, for hours of audio are many.
-        audio_seconds: length of all its windows.
+        audio_seconds: of audio that it brings.
         submitted: when it came (seconds of the engine's clock).
         ids: the whole prompt, draft included; int64 ``[n]``.
         head: tokens before the audio.
@@ -113,7 +115,8 @@ class Task:
     @classmethod
     def of(cls, number: int, job: Job, submitted: float, ids: Ids, head: int, kept: list[Embeddings]) -> Task:
         """A job that has just come; ``kept`` are the embeddings of its prefix."""
-        seconds = sum(mel.shape[1] for mel in job.windows) * HOP / SAMPLE_RATE
+        length = sum(mel.shape[1] for mel in job.windows) * HOP / SAMPLE_RATE
+        seconds = length if job.seconds is None else job.seconds
         return cls(number, replace(job, windows=()), deque(job.windows), seconds, submitted, ids, head, kept)
 
     def next_windows(self, count: int) -> list[Mel]:

@@ -7,6 +7,7 @@ so a step costs the same however long the stream is. What two steps agree on is 
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
@@ -27,6 +28,7 @@ from qwen3asr.vad import FRAME, SpeechDetector
 
 T = TypeVar("T")
 
+_log = logging.getLogger("qwen3asr")
 _JUDGED = 64  # frames given to the detector at a time
 
 
@@ -147,6 +149,11 @@ class Listener:
         self.work = Work()
 
     # --- what the faces do -------------------------------------------------------------------------------------
+
+    @property
+    def backlog(self) -> float:
+        """Seconds of audio that wait to be judged."""
+        return len(self._waiting) / SAMPLE_RATE
 
     def take(self, samples: Samples) -> None:
         """Append 16 kHz audio; computes nothing."""
@@ -327,6 +334,11 @@ class Listener:
     def _conclude(self, segment: _Segment, generation: Generation, hypothesis: str) -> None:
         text = segment.agreement.finish(hypothesis)
         reason: FinishReason = generation.finish_reason
+        if reason == "length":
+            _log.warning(
+                "stream: the text of %.1f s is cut; load the model with a larger capacity=",
+                len(segment.mel.samples) / SAMPLE_RATE,
+            )
         if not text and reason in ("stop", "loop"):
             reason = "no_speech"
         if self._segment is not None:  # it was split, and the next one goes on at once

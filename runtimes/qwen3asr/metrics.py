@@ -85,7 +85,8 @@ class MetricsSnapshot:
         uptime: seconds since the engine was made.
         submitted: requests taken.
         refused: requests turned away because the queue was full.
-        finished: requests that ended, by their finish reason (``stop``, ``length``, ``loop``, ``cancelled`` ...).
+        finished: requests that ended, by their finish reason (``stop``, ``length``, ``loop``, ``cancelled``).
+        no_speech: clips, or pieces of them, without speech: not decoded at all, or their text dropped.
         failed: requests that ended with an error, by its class.
         queue_depth: requests that wait for a slot now.
         active_rows: requests that are decoded now.
@@ -108,6 +109,7 @@ class MetricsSnapshot:
     submitted: int
     refused: int
     finished: Mapping[str, int]
+    no_speech: int
     failed: Mapping[str, int]
     queue_depth: int
     active_rows: int
@@ -173,6 +175,7 @@ class Metrics:
         self._windows = self._prompt_tokens = self._tokens = 0
         self._queue_depth = self._active_rows = self._kv_used = 0
         self._audio_seconds = 0.0
+        self._no_speech = 0
         self._finished: dict[str, int] = {}
         self._failed: dict[str, int] = {}
         self._waiting, self._first, self._inter = _Histogram(), _Histogram(), _Histogram()
@@ -241,6 +244,11 @@ class Metrics:
                 if audio_seconds > 0:
                     self._factor.add(seconds / audio_seconds)
 
+    def no_speech(self) -> None:
+        """A clip, or a piece of one, turned out to hold no speech."""
+        with self._lock:
+            self._no_speech += 1
+
     def failed(self, kind: str) -> None:
         """A request ended with an error of the class ``kind``."""
         with self._lock:
@@ -280,6 +288,7 @@ class Metrics:
                 prompt_tokens=self._prompt_tokens,
                 tokens=self._tokens,
                 audio_seconds=self._audio_seconds,
+                no_speech=self._no_speech,
                 waiting=self._waiting.frozen(),
                 time_to_first_token=self._first.frozen(),
                 inter_token=self._inter.frozen(),

@@ -29,6 +29,7 @@ _LABELS = ("model",)
 _COUNTERS = {
     "submitted": ("requests_submitted", "Requests taken."),
     "refused": ("requests_refused", "Requests turned away because the queue was full."),
+    "no_speech": ("no_speech", "Clips, or pieces of them, without speech, decoded or not."),
     "steps": ("decoder_steps", "Decoder steps, each of one token for every active row."),
     "step_rows": ("decoder_step_rows", "Rows of all decoder steps together."),
     "windows": ("encoder_windows", "Audio windows encoded."),

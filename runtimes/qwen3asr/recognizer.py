@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import threading
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import BinaryIO, Literal, Self, TypedDict, TypeVar, Unpack, cast
@@ -101,6 +105,7 @@ class Recognizer:
         self._threads = ThreadPoolExecutor(engine.slots + 1, "qwen3asr")
         self._stream_threads = ThreadPoolExecutor(engine.slots + 1, "qwen3asr-stream")  # which files cannot hold up
         self._busy = 0  # asynchronous requests on their way
+        self._callers = _Callers()
 
     def transcribe(
         self,
@@ -154,7 +159,8 @@ class Recognizer:
             language=language, context=context, timestamps=timestamps, max_new_tokens=max_new_tokens,
             piece_seconds=piece_seconds, split=split, timeout=timeout, max_seconds=max_seconds,
         )  # fmt: skip
-        return self._transcribe(audio, sample_rate, request, progress)
+        with self._callers.one():
+            return self._transcribe(audio, sample_rate, request, progress)
 
     async def transcribe_async(
         self, audio: AudioInput, *, sample_rate: int | None = None, progress: Report | None = None,
@@ -164,19 +170,20 @@ class Recognizer:
 
         ``progress`` is called on another thread.
         """
-        request, cancellation = self._request(**options), Cancellation()
+        request, cancellation, began = self._request(**options), Cancellation(), time.monotonic()
         if self._busy >= self._engine.slots + self._engine.queue:
             raise EngineBusy(f"{self._busy} requests are on their way", self._engine.retry_after())
         self._busy += 1
         try:
             return await asyncio.get_running_loop().run_in_executor(
-                self._threads, lambda: self._transcribe(audio, sample_rate, request, progress, cancellation)
+                self._threads,
+                lambda: self._transcribe(audio, sample_rate, request, progress, cancellation, began=began),
             )
         except asyncio.CancelledError:
             cancellation.cancel()
             raise
         except RuntimeError as error:
-            if self._engine.closing and not isinstance(error, Qwen3AsrError):  # closed since it was checked
+            if self._callers.closed and not isinstance(error, Qwen3AsrError):  # closed since it was checked
                 raise EngineClosed from error
             raise
         finally:
@@ -229,7 +236,10 @@ class Recognizer:
 
         try:
             for audio in audios:
-                running.append(self._threads.submit(one, audio))
+                try:
+                    running.append(self._threads.submit(one, audio))
+                except RuntimeError as error:  # closed since the last one
+                    raise EngineClosed from error
                 if len(running) > self._engine.slots:
                     yield running.popleft().result()
             while running:
@@ -303,11 +313,13 @@ class Recognizer:
             raise AlignerMissing
         name = resolve_for_aligner(language)
         check_splitter(name)
-        source: AudioInput = cast(BinaryIO, audio).read() if hasattr(audio, "read") else audio  # it is read twice
-        return align_any_length(
-            self._aligner, self._transcriber, lambda: open_audio(source, sample_rate, most_seconds=max_seconds), text,
-            name, piece_seconds,
-        )  # fmt: skip
+        _check_max_seconds(max_seconds)
+        with self._callers.one():
+            source: AudioInput = cast(BinaryIO, audio).read() if hasattr(audio, "read") else audio  # it is read twice
+            return align_any_length(
+                self._aligner, self._transcriber, lambda: open_audio(source, sample_rate, most_seconds=max_seconds),
+                text, name, piece_seconds,
+            )  # fmt: skip
 
     def generate(
         self, mel: Mel, ids: Ids, *, max_new_tokens: int | None = None, timeout: float | None = None
@@ -368,8 +380,12 @@ class Recognizer:
     def close(self, *, drain: bool = False) -> None:
         """End the threads, and free a GPU's memory, the aligner's too; harmless when done twice.
 
-        Requests on their way are finished first (``drain``), or end with ``EngineClosed``.
+        Requests on their way are finished first (``drain``), or end with ``EngineClosed``; so do open streams.
         """
+        self._callers.close()
+        if drain:
+            self._callers.wait()
+            self._threads.shutdown(wait=True)
         self._engine.close(drain=drain)
         for threads in (self._threads, self._stream_threads):
             threads.shutdown(wait=True)
@@ -387,10 +403,11 @@ class Recognizer:
 
     def _transcribe(
         self, audio: AudioInput, sample_rate: int | None, request: Request, progress: Report | None = None,
-        cancellation: Cancellation | None = None, *, patient: bool = False,
+        cancellation: Cancellation | None = None, *, patient: bool = False, began: float | None = None,
     ) -> Transcript:  # fmt: skip
+        began = time.monotonic() if began is None else began
         with open_audio(audio, sample_rate, most_seconds=request.max_seconds) as reader:
-            return self._transcriber.transcribe(reader, request, progress, cancellation, patient=patient)
+            return self._transcriber.transcribe(reader, request, progress, cancellation, patient=patient, began=began)
 
     def _listen(
         self, face: type[Face], *, language: str | None = None, context: str = "",
@@ -414,7 +431,7 @@ class Recognizer:
         max_new_tokens: int | None = None, piece_seconds: float | None = None, split: bool = True,
         timeout: float | None = None, max_seconds: float | None = None,
     ) -> Request:  # fmt: skip
-        if self._engine.closing:
+        if self._callers.closed:
             raise EngineClosed
         if timestamps not in (None, "word"):
             raise RequestInvalid(f"timestamps={timestamps!r} is not known; give 'word' or None")
@@ -424,6 +441,7 @@ class Recognizer:
             raise RequestInvalid(f"max_new_tokens={max_new_tokens} writes nothing; give at least 1, or None")
         if timeout is not None and not timeout > 0:
             raise RequestInvalid(f"timeout={timeout} leaves no time; give seconds above 0, or None")
+        _check_max_seconds(max_seconds)
         self._prompts.check_context(context)
         name = resolve_for_aligner(language) if timestamps else resolve(language)
         if timestamps:
@@ -433,3 +451,36 @@ class Recognizer:
         )  # fmt: skip
         self._transcriber.check(request)
         return request
+
+
+def _check_max_seconds(seconds: float | None) -> None:
+    if seconds is not None and not 0 < seconds < math.inf:
+        raise RequestInvalid(f"max_seconds={seconds} bounds nothing; give seconds above 0, or None")
+
+
+class _Callers:
+    """Those who wait, in threads of their own, for what they asked; and whether anybody may still ask."""
+
+    def __init__(self) -> None:
+        self._change, self._count, self.closed = threading.Condition(), 0, False
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        with self._change:
+            if self.closed:
+                raise EngineClosed
+            self._count += 1
+        try:
+            yield
+        finally:
+            with self._change:
+                self._count -= 1
+                self._change.notify_all()
+
+    def close(self) -> None:
+        with self._change:
+            self.closed = True
+
+    def wait(self) -> None:
+        with self._change:
+            self._change.wait_for(lambda: not self._count)

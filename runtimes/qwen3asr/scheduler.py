@@ -21,6 +21,8 @@ from bisect import insort
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from qwen3asr.errors import RequestInvalid
+
 
 @dataclass(frozen=True, slots=True)
 class Policy:
@@ -31,11 +33,19 @@ class Policy:
         busy_chunk: the same while rows are running: bounds how long they wait.
         units_per_step: encoder batches or prefill calls between two steps of running rows. More lets new requests
             start sooner and makes larger batches; running ones then write in bursts.
+
+    Raises:
+        RequestInvalid: one of them is less than 1.
     """
 
     chunk: int = 512
     busy_chunk: int = 128
     units_per_step: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("chunk", "busy_chunk", "units_per_step"):
+            if not getattr(self, name) >= 1:
+                raise RequestInvalid(f"{name}={getattr(self, name)} lets no request start; give at least 1")
 
 
 @dataclass(slots=True, eq=False)

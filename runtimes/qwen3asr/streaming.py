@@ -169,8 +169,9 @@ class AsyncStream(_Face):
             AudioNotFinite: NaN or infinite samples; nothing of the chunk is taken, and the stream goes on.
         """
         await asyncio.sleep(0)  # lets the worker run, though the caller never waits
-        if not self._ended and self._waiting > _BACKLOG_SECONDS * self._rate:
-            raise StreamBehind(self._waiting / self._rate)
+        backlog = self._waiting / self._rate + self._listener.backlog
+        if not self._ended and backlog > _BACKLOG_SECONDS:
+            raise StreamBehind(backlog)
         small = np.size(chunk) <= _INLINE
         samples = self._audio.check(chunk) if small else await asyncio.to_thread(self._audio.check, chunk)
         if self._ended:
@@ -242,6 +243,8 @@ class AsyncStream(_Face):
         while True:
             last = self._ended
             future = await self._in_thread(partial(self._advance, self._taken(), last))
+            if not self._waiting and self._listener.backlog < _WAKE_SECONDS:
+                self._drained.set()
             self._deliver()
             if future is not None:
                 await asyncio.gather(asyncio.wrap_future(future), return_exceptions=True)
@@ -255,7 +258,6 @@ class AsyncStream(_Face):
 
     def _taken(self) -> list[Samples]:
         chunks, self._chunks, self._waiting = self._chunks, [], 0
-        self._drained.set()
         return chunks
 
     def _advance(self, chunks: list[Samples], last: bool) -> Future[Any] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future
@@ -18,7 +19,7 @@ import numpy as np
 from qwen3asr.aligner import Aligner
 from qwen3asr.audio import AudioReader, limit_peak
 from qwen3asr.engine import Engine
-from qwen3asr.errors import AudioTooLong, ExtraMissing, RequestInvalid
+from qwen3asr.errors import AudioTooLong, DeadlineExceeded, ExtraMissing, RequestInvalid
 from qwen3asr.features import SAMPLE_RATE, Samples, WindowSpec, frame_count, log_mel, split_windows
 from qwen3asr.generate import Generation, Watch
 from qwen3asr.guards import Guards
@@ -131,9 +132,35 @@ class _Run:
     request: Request
     name: str
     cancellation: Cancellation
-    deadline: float
+    began: float
     patient: bool
     futures: list[Future[Generation]] = field(default_factory=list)
+
+    def left(self) -> float | None:
+        """Seconds that it may still take; ``None``: any.
+
+        Raises:
+            DeadlineExceeded: its time is over.
+        """
+        timeout = self.request.timeout
+        if timeout is None:
+            return None
+        left = self.began + timeout - time.monotonic()
+        if left <= 0:
+            raise DeadlineExceeded(timeout)
+        return left
+
+    def wait(self, future: Future[Generation]) -> Generation:
+        """What one of its passes wrote.
+
+        Raises:
+            DeadlineExceeded: the time of all of it is over.
+            Qwen3AsrError: as the engine's futures.
+        """
+        try:
+            return future.result()
+        except DeadlineExceeded as error:  # which knows only what was left to this pass
+            raise DeadlineExceeded(self.request.timeout or 0.0) from error
 
 
 class Transcriber:
@@ -156,7 +183,7 @@ class Transcriber:
 
     def transcribe(
         self, reader: AudioReader, request: Request, report: Report | None = None,
-        cancellation: Cancellation | None = None, *, patient: bool = False,
+        cancellation: Cancellation | None = None, *, patient: bool = False, began: float | None = None,
     ) -> Transcript:  # fmt: skip
         """Transcribe a clip; as many pieces are on their way as the engine has slots, and one more.
 
@@ -166,13 +193,16 @@ class Transcriber:
             report: called, on this thread, after each piece.
             cancellation: ends it from another thread.
             patient: wait where the engine's queue is full, also with the first piece.
+            began: when it was asked for, by ``time.monotonic()``: its timeout counts from there; by default now.
 
         Raises:
             AudioTooLong: it needs more than one pass, and the request does not allow that.
             Qwen3AsrError: as :meth:`qwen3asr.engine.Engine.submit` and its futures.
         """
         parts: list[Part] = []
-        with closing(self._pieces(reader, request, cancellation or Cancellation(), patient=patient)) as done:
+        began = time.monotonic() if began is None else began
+        run = _Run(request, reader.name, cancellation or Cancellation(), began, patient)
+        with closing(self._pieces(reader, run)) as done:
             for piece, of_piece in done:
                 parts += of_piece
                 if report is not None:
@@ -182,7 +212,8 @@ class Transcriber:
 
     def parts(self, reader: AudioReader, request: Request) -> list[Part]:
         """What is said in each piece of a clip; for those who go on with the pieces themselves."""
-        return [part for _, parts in self._pieces(reader, request, Cancellation(), patient=True) for part in parts]
+        run = _Run(request, reader.name, Cancellation(), time.monotonic(), patient=True)
+        return [part for _, parts in self._pieces(reader, run) for part in parts]
 
     def check(self, request: Request) -> None:
         """Refuse a request that has no room for audio.
@@ -221,15 +252,11 @@ class Transcriber:
 
     # --- pieces ----------------------------------------------------------------------------------------------
 
-    def _pieces(
-        self, reader: AudioReader, request: Request, cancellation: Cancellation, *, patient: bool
-    ) -> Generator[tuple[Piece, list[Part]], None, None]:
+    def _pieces(self, reader: AudioReader, run: _Run) -> Generator[tuple[Piece, list[Part]], None, None]:
         """Each piece with what was said in it, in order."""
-        deadline = math.inf if request.timeout is None else time.monotonic() + request.timeout
-        run = _Run(request, reader.name, cancellation, deadline, patient)
         waiting: deque[_Attempt] = deque()
         try:
-            for piece in self._cut(reader, request):
+            for piece in self._cut(reader, run.request):
                 waiting.append(self._attempt(piece, run))
                 run.patient = True  # what was begun is not refused
                 if len(waiting) > self._engine.slots:
@@ -255,6 +282,7 @@ class Transcriber:
         yield piece
 
     def _attempt(self, piece: Piece, run: _Run) -> _Attempt:
+        run.left()
         samples, speech = limit_peak(piece.samples), self._guards.speech
         if speech is not None and speech.silent(samples):
             return _Attempt(piece, samples, None)
@@ -265,9 +293,8 @@ class Transcriber:
         audio = self._windows.tokens(frame_count(len(samples)))
         seconds = len(samples) / SAMPLE_RATE
         budget = request.max_new_tokens or self.budget(frame, audio, seconds)
-        timeout = None if run.deadline == math.inf else run.deadline - time.monotonic()
         windows = split_windows(log_mel(samples), self._windows)
-        job = Job(frame, windows, budget, watch=self.watch(seconds), timeout=timeout)
+        job = Job(frame, windows, budget, watch=self.watch(seconds), timeout=run.left())
         future = self._engine.submit(job, wait=run.patient)
         run.cancellation.watch(future)
         run.futures.append(future)
@@ -275,7 +302,7 @@ class Transcriber:
 
     def _parts(self, attempt: _Attempt, run: _Run) -> list[Part]:
         """What is said in a piece; cut in two where its text was cut, as long as there is something to cut."""
-        generation = Generation((), (), "no_speech") if attempt.future is None else attempt.future.result()
+        generation = Generation((), (), "no_speech") if attempt.future is None else run.wait(attempt.future)
         unfinished = generation.finish_reason == "loop" or (
             generation.finish_reason == "length" and run.request.max_new_tokens is None
         )
@@ -301,6 +328,8 @@ class Transcriber:
             _log.warning("%s: the text is cut after %d tokens; %s", run.name, len(generation.tokens), cure)
         if finish in ("stop", "loop") and (not text or self.invented(attempt.samples, generation, request, run)):
             language, text, finish = request.language, "", "no_speech"
+        if finish == "no_speech":
+            self._engine.metrics.no_speech()
         words = self._words(attempt, generation, text, language, run) if request.align and text else ()
         return Part(
             text, language, piece.start, piece.end, words, finish, confidence if text else None, len(generation.tokens)
@@ -324,8 +353,8 @@ class Transcriber:
         if echo is None or not echo.suspicious(text, request.context):
             return False
         plain = replace(request, context="")
-        run = run or _Run(plain, "audio", Cancellation(), math.inf, patient=True)
-        heard = self._submit(samples, plain, run).result()
+        run = run or _Run(plain, "audio", Cancellation(), time.monotonic(), patient=True)
+        heard = run.wait(self._submit(samples, plain, run))
         without = self.read(heard, request.language)[1]
         made_up = speech is not None and speech.invented(samples, without, self.confidence(heard))
         return echo.echo("" if made_up else without)
@@ -348,6 +377,7 @@ class Transcriber:
         """Word times; a text that cannot be aligned is kept without them, and the reason is logged."""
         if self._aligner is None:
             return ()
+        run.left()
         if language is not None and language not in ALIGNER_LANGUAGES:
             _log.warning("%s: no word times: the forced aligner does not know %s", run.name, language)
             return ()
@@ -366,10 +396,10 @@ class Transcriber:
         offset = raw.rfind(text) if raw.rstrip().endswith(text) else raw.find(text, begin)
         if offset < 0:  # a repetition was taken out: characters and tokens no longer correspond
             return tuple(words)
+        starts, ends = zip(*spans, strict=True)
         scored = []
         for word in words:
             first, last = word.span[0] + offset, word.span[1] + offset
-            pairs = zip(spans, generation.logprobs, strict=True)
-            inside = [logprob for (start, end), logprob in pairs if start < last and end > first]
+            inside = generation.logprobs[bisect_right(ends, first) : bisect_left(starts, last)]
             scored.append(replace(word, confidence=math.exp(float(np.mean(inside)))) if inside else word)
         return tuple(scored)

@@ -7,7 +7,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError, Future, wait
 
 import numpy as np
 import pytest
@@ -223,7 +223,7 @@ def test_a_prefix_takes_one_job_at_a_time() -> None:
         engine.submit(_job(1.0, prefix=prefix))
     held.go.set()
     first.result(WAIT)
-    with pytest.raises(RequestInvalid, match="keeps only what it was given"):
+    with pytest.raises(RequestInvalid, match="keeps 1 windows, not 2"):
         engine.submit(_job(1.0, prefix=prefix, keep=2))
 
 
@@ -460,6 +460,121 @@ def test_asyncio_waits_without_blocking_and_cancelling_the_task_frees_the_slot()
 
     assert asyncio.run(scene()) == [alone([window(1.0, value)], FRAME, 4, ending=10_000) for value in (2, 3)]
     assert len(session.runs) == 8  # nothing of the cancelled one
+
+
+def test_a_request_that_comes_as_the_idle_thread_ends_is_served() -> None:
+    """Its thread had given up waiting, and the request saw that there was one: nobody served it."""
+    engine = _engine(CachedDecoder())
+    asked, idle = threading.Event(), threading.Event()
+
+    class Late(threading.Condition):
+        def wait(self, timeout: float | None = None) -> bool:
+            if threading.current_thread().name != "qwen3asr-engine" or idle.is_set():
+                return super().wait(timeout)
+            idle.set()
+            super().wait_for(asked.is_set, WAIT)
+            return False  # as if the time had run out at that very moment
+
+    engine._change = Late()
+    engine.submit(_job(1)).result(WAIT)
+    assert idle.wait(WAIT)
+    with engine._change:
+        future = engine.submit(_job(2))
+        asked.set()
+        engine._change.notify_all()
+    assert future.result(WAIT) == _wanted(_job(2))
+
+
+@pytest.mark.parametrize("ends", ["cancelled", "timed out"])
+def test_who_waits_for_room_gets_it_when_the_one_before_gives_up(ends: str) -> None:
+    """Only requests that were admitted told those who waited."""
+    now, held = [0.0], _Held()
+    engine = _engine(CachedDecoder(slots=1), SumEncoder(on_run=held), queue=1, clock=lambda: now[0])
+    first = engine.submit(_job(1))
+    assert held.reached.wait(WAIT)
+    second = engine.submit(_job(2, timeout=10.0))
+    patient: Future[Generation] = Future()
+    threading.Thread(
+        target=lambda: patient.set_result(engine.submit(_job(3), wait=True).result(WAIT)), daemon=True
+    ).start()
+    while not engine._change._waiters:  # type: ignore[attr-defined]  # it waits for room
+        held.reached.wait(0.001)
+    if ends == "cancelled":
+        second.cancel()
+    else:
+        now[0] = 11.0
+    first.cancel()  # so that the queue empties without anybody being admitted
+    held.go.set()
+    assert patient.result(WAIT) == _wanted(_job(3))
+
+
+def test_concurrent_futures_hear_of_a_cancelled_request() -> None:
+    """``wait`` and ``as_completed`` slept on."""
+    held = _Held()
+    engine = _engine(CachedDecoder(slots=1), SumEncoder(on_run=held))
+    futures = [engine.submit(_job(value)) for value in (1, 2, 3)]
+    assert held.reached.wait(WAIT)
+    futures[0].cancel()
+    futures[1].cancel()
+    held.go.set()
+    assert wait(futures, WAIT).not_done == set()
+
+
+def test_a_watch_that_fails_rejects_its_own_request_only() -> None:
+    """It took the whole engine with it."""
+
+    class Failing:
+        def push(self, token: int) -> int | None:
+            raise ZeroDivisionError("a defect of the watch")
+
+    engine = _engine(CachedDecoder(slots=2, ending=10_000))
+    futures = [engine.submit(_job(value, budget=9, watch=watch)) for value, watch in ((1, Failing()), (2, None))]
+    with pytest.raises(ZeroDivisionError, match="a defect of the watch"):
+        futures[0].result(WAIT)
+    assert futures[1].result(WAIT) == alone([window(1.0, 2)], FRAME, 9, ending=10_000)
+
+
+def test_a_request_without_audio_is_refused() -> None:
+    with pytest.raises(RequestInvalid, match="no audio in this request"):
+        _engine(CachedDecoder()).submit(Job(FRAME, [], 3))
+
+
+def test_tokens_of_a_draft_have_no_time_between_them() -> None:
+    """They counted as tokens written within microseconds of each other, and hid what steps take."""
+    whole = alone([window(1.0, 1)], FRAME, 20, ending=10_000)
+    engine = _engine(CachedDecoder(ending=10_000))
+    engine.submit(_job(1, budget=20, draft=whole.tokens[:12])).result(WAIT)
+    counted = engine.metrics.snapshot()
+    assert (counted.time_to_first_token.count, counted.inter_token.count, counted.tokens) == (1, 7, 20)
+
+
+def test_a_prefix_that_was_abandoned_makes_room_for_another() -> None:
+    engine = _engine(CachedDecoder(slots=1), queue=1)
+    prefixes = [engine.open(FRAME) for _ in range(2)]
+    with pytest.raises(EngineBusy):
+        engine.open(FRAME)
+    engine.abandon(prefixes.pop())
+    engine.open(FRAME)
+
+
+def test_a_prefix_starts_again_in_its_place() -> None:
+    engine = _engine(CachedDecoder(slots=1, ending=10_000), queue=1)
+    prefix, other = engine.open(FRAME), Frame(np.array([6, 6]), np.array([5]))
+    engine.submit(_job(1, budget=2, prefix=prefix, complete=1)).result(WAIT)
+    engine.restart(prefix, other)
+    again = Job(FRAME, [window(1.0, 4)], 5, prefix=prefix)
+    assert engine.submit(again).result(WAIT) == alone([window(1.0, 4)], other, 5, ending=10_000)
+    with pytest.raises(RequestInvalid, match="keeps 0 windows, not 1"):
+        engine.submit(Job(FRAME, [window(1.0, 4)], 5, prefix=prefix, keep=1))
+    engine.release(prefix)
+    with pytest.raises(RequestInvalid, match="was released"):
+        engine.restart(prefix, FRAME)
+
+
+@pytest.mark.parametrize("name", ["chunk", "busy_chunk", "units_per_step"])
+def test_a_policy_that_starts_nothing_is_refused(name: str) -> None:
+    with pytest.raises(RequestInvalid, match=f"{name}=0"):
+        Policy(**{name: 0})
 
 
 def test_an_idle_engine_keeps_no_thread_and_wakes_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from itertools import pairwise
@@ -21,11 +22,11 @@ from qwen3asr import Event, Final, Partial, Recognizer, StreamSettings, Word
 from qwen3asr.bundle import open_bundle
 from qwen3asr.decoder import Decoder
 from qwen3asr.encoder import Encoder
-from qwen3asr.errors import AlignerMissing, ContextInvalid, EngineClosed, RequestInvalid
+from qwen3asr.errors import AlignerMissing, ContextInvalid, EngineBusy, EngineClosed, RequestInvalid
 from qwen3asr.features import Mel, Samples
 from qwen3asr.generate import Generation, generate
 from qwen3asr.hearing import EngineEar
-from qwen3asr.prompt import PromptBuilder
+from qwen3asr.prompt import Frame, PromptBuilder
 from qwen3asr.sessions.onnxruntime import OrtDecoder, OrtEncoder
 from qwen3asr.tokenizer import open_tokenizer
 
@@ -226,6 +227,35 @@ def test_more_streams_than_slots(asr_bundle: Path, recordings: dict[str, Recordi
         assert [_said(into).replace(" ", "") for into in events] == [
             recordings[name].text.replace(" ", "") for name in SPOKEN
         ]
+
+
+def test_a_stream_that_has_spoken_keeps_its_place(asr_bundle: Path, recordings: dict[str, Recording]) -> None:
+    """Each segment asked for a place anew, and a crowd ended a stream in the middle of a conversation."""
+    twice = np.concatenate([_samples(recordings["german-short"]), np.zeros(2 * RATE, np.float32)] * 2)
+    with qwen3asr.load(asr_bundle, slots=1, queue=1) as small, small.stream() as stream:
+        events = stream.push(twice[: len(twice) // 2])
+        held = [small.engine.open(Frame(np.array([1]), np.array([2])))]
+        with pytest.raises(EngineBusy):
+            small.engine.open(held[0].frame)
+        events += [*stream.push(twice[len(twice) // 2 :]), *stream.finish()]
+        assert _said(events) == " ".join(2 * [recordings["german-short"].text])
+
+
+def test_a_stream_that_was_forgotten_gives_its_place_back(asr_bundle: Path, recordings: dict[str, Recording]) -> None:
+    """Nobody had closed it, and its place was lost for good."""
+    with qwen3asr.load(asr_bundle, slots=1, queue=1) as small:
+        for _ in range(4):
+            assert small.stream().push(_samples(recordings["german"]))
+            gc.collect()
+
+
+def test_a_second_of_audio_is_counted_once(asr_bundle: Path, recordings: dict[str, Recording]) -> None:
+    """Each step counted all of its open window again."""
+    samples = _samples(recordings["english-long"])
+    with qwen3asr.load(asr_bundle) as own:
+        with own.stream() as stream:
+            list(stream.run(_chunks(samples)))
+        assert own.metrics.snapshot().audio_seconds == pytest.approx(len(samples) / RATE, abs=2.0)
 
 
 def test_requests_that_make_no_sense_are_refused_when_the_stream_is_opened(asr_bundle: Path) -> None:

@@ -242,7 +242,7 @@ def test_names_have_the_types_that_dashboards_rely_on() -> None:
     text = generate_latest(registry).decode()
     types = {line.split()[2]: line.split()[3] for line in text.splitlines() if line.startswith("# TYPE")}
     counters = "requests_submitted requests_refused requests_finished requests_failed decoder_steps decoder_step_rows"
-    counters += " encoder_windows prompt_tokens text_tokens audio_seconds"
+    counters += " encoder_windows prompt_tokens text_tokens audio_seconds no_speech"
     gauges = "queue_depth active_rows kv_cache_used_tokens kv_cache_capacity_tokens"
     histograms = "queue_wait_seconds time_to_first_token_seconds inter_token_seconds request_latency_seconds"
     histograms += " real_time_factor_ratio"
@@ -258,7 +258,7 @@ def test_a_collector_can_be_unregistered_and_belongs_to_no_registry_unasked() ->
     mine = collector({"small": _used()}, registry)
     registry.unregister(mine)
     assert _scraped(registry) == {}
-    assert len(list(collector({}, None).collect())) == 19
+    assert len(list(collector({}, None).collect())) == 20
 
 
 def test_without_prometheus_client_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -663,6 +663,39 @@ def test_a_minute_of_audio_may_wait_and_no_more() -> None:
     go(work)
 
 
+def test_audio_that_a_slow_model_leaves_behind_counts_too() -> None:
+    """Each answer let one segment through, and what waited behind it was neither counted nor refused."""
+
+    async def work() -> None:
+        ear = SlowEar()
+        source = AsyncStream(ear, LoudDetector())
+        utterances = speak([0, 1.0] * 10)  # over ten seconds, and ten segments
+        await source.push(utterances)
+        with pytest.raises(StreamBehind):
+            for _ in range(20):
+                await ear.release()
+                await source.push(utterances)
+        await source.aclose()
+
+    go(work)
+
+
+def test_draining_waits_until_all_is_in_a_step() -> None:
+    async def work() -> None:
+        ear = SlowEar()
+        source = AsyncStream(ear, LoudDetector())
+        await source.push(speak([0, 1.0, 1, 1.0, 2, 1.0]))
+        drained = asyncio.create_task(source.drain())
+        for _ in range(2):
+            await ear.release()
+            assert not drained.done()
+        await ear.release()
+        await drained
+        await source.aclose()
+
+    go(work)
+
+
 def test_bad_chunks_leave_the_stream_usable_be_they_short_or_long() -> None:
     async def work() -> None:
         async with AsyncStream(ScriptedEar(), LoudDetector()) as source:

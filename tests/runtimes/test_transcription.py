@@ -7,6 +7,7 @@ import io
 import logging
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +28,9 @@ from qwen3asr.errors import (
     RequestInvalid,
 )
 from qwen3asr.features import Samples
+from qwen3asr.generate import Generation
 from qwen3asr.longform import pieces
-from qwen3asr.transcription import Transcriber
+from qwen3asr.transcription import Cancellation, Request, Transcriber, _Run
 from qwen3asr.vad import EnergyDetector
 
 RATE = 16_000
@@ -205,10 +207,67 @@ def test_a_cancelled_request_gives_up_its_place(asr_bundle: Path, recordings: di
 
 def test_a_timeout_ends_a_long_transcription(asr_bundle: Path, recordings: dict[str, Recording]) -> None:
     with qwen3asr.load(asr_bundle) as own:
-        with pytest.raises(DeadlineExceeded):
-            own.transcribe(_long(recordings, ["spanish"] * 200), piece_seconds=7.0, timeout=0.05)
+        with pytest.raises(DeadlineExceeded, match=r"within its 0\.2 s"):
+            own.transcribe(_long(recordings, ["spanish"] * 400), piece_seconds=7.0, timeout=0.2)
         with pytest.raises(RequestInvalid, match="leaves no time"):
             own.check(timeout=0.0)
+
+
+def test_a_timeout_counts_while_a_request_waits_for_a_thread(
+    asr_bundle: Path, recordings: dict[str, Recording]
+) -> None:
+    """It began only when one of the model's threads took the request up."""
+    with qwen3asr.load(asr_bundle, slots=1) as own:
+        go = threading.Event()
+        for _ in range(2):  # all that there are
+            own._threads.submit(go.wait)
+
+        async def scene() -> None:
+            task = asyncio.create_task(own.transcribe_async(recordings["german"].path, timeout=0.1))
+            await asyncio.wait([task], timeout=0.2)
+            go.set()
+            with pytest.raises(DeadlineExceeded):
+                await task
+
+        asyncio.run(scene())
+        assert own.metrics.snapshot().submitted == 0
+
+
+def test_a_pass_that_is_out_of_time_tells_the_time_of_the_request() -> None:
+    """It told what was left to the pass: 0.0 s."""
+    run, future = _Run(Request(timeout=5.0), "clip", Cancellation(), 0.0, patient=False), Future[Generation]()
+    future.set_exception(DeadlineExceeded(0.01))
+    with pytest.raises(DeadlineExceeded, match=r"within its 5\.0 s"):
+        run.wait(future)
+
+
+def test_draining_finishes_what_was_begun_to_its_last_piece(asr_bundle: Path, recordings: dict[str, Recording]) -> None:
+    """Later pieces of a long file were refused, and the file with them."""
+    own = qwen3asr.load(asr_bundle, slots=1)
+    closer = threading.Thread(target=own.close, kwargs={"drain": True})
+
+    def close(_: Progress) -> None:
+        if closer.ident is None:
+            closer.start()
+            while not own._callers.closed:
+                closer.join(0.001)
+            with pytest.raises(EngineClosed):
+                own.transcribe(recordings["german"].path)
+
+    result = own.transcribe(_long(recordings, ["spanish"] * 6), piece_seconds=7.0, progress=close)
+    assert result.text == " ".join([recordings["spanish"].text] * 6)
+    closer.join(60)
+    assert not closer.is_alive()
+    with pytest.raises(EngineClosed):
+        list(own.transcribe_each([recordings["german"].path]))
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_bound_that_bounds_nothing_is_refused(model: Recognizer, seconds: float) -> None:
+    with pytest.raises(RequestInvalid, match="max_seconds"):
+        model.check(max_seconds=seconds)
+    with pytest.raises(RequestInvalid, match="max_seconds"):
+        model.align(np.zeros(RATE, np.float32), "eins", max_seconds=seconds)
 
 
 def test_a_full_queue_refuses_and_a_closed_model_says_so(asr_bundle: Path, recordings: dict[str, Recording]) -> None:
@@ -238,7 +297,8 @@ def test_long_silence_costs_nothing_and_invents_nothing(asr_bundle: Path) -> Non
     with qwen3asr.load(asr_bundle) as guarded:
         result = guarded.transcribe(silence)
         assert (result.text, result.language, result.finish_reason) == ("", None, "no_speech")
-        assert guarded.metrics.snapshot().submitted == 0
+        counted = guarded.metrics.snapshot()
+        assert (counted.submitted, counted.no_speech) == (0, 1)
     with qwen3asr.load(asr_bundle, guards=Guards.off()) as unguarded:
         assert unguarded.transcribe(silence).text
 
@@ -304,3 +364,12 @@ def test_slots_and_capacity_are_shown_and_what_does_not_fit_is_refused(
         qwen3asr.load(asr_bundle, slots=10_000_000)
     with pytest.raises(RequestInvalid):
         qwen3asr.load(asr_bundle, slots=0)
+
+
+def test_slots_are_counted_in_what_the_weights_leave(asr_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They were counted in all that was free before the weights came."""
+    with qwen3asr.load(asr_bundle, slots=1, capacity=1000) as own:
+        free = own.bundle.bytes + 6 * own.kv_cache.bytes
+    monkeypatch.setattr("qwen3asr.backends.free_bytes", lambda: free)
+    with qwen3asr.load(asr_bundle, capacity=1000) as own:
+        assert own.kv_cache.slots == 3  # half of them
