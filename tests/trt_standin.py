@@ -65,12 +65,14 @@ class Machine:
     Attributes:
         free: bytes of device memory that are left.
         capability: of every GPU.
+        name: of every GPU.
         captures: whether graphs can be captured.
     """
 
     free: int = 8 << 30
     gpus: int = 1
     capability: tuple[int, int] = (9, 0)
+    name: str = "H100"
     captures: bool = True
     memory: dict[int, np.ndarray] = field(default_factory=dict)
     pinned: dict[int, np.ndarray] = field(default_factory=dict)
@@ -165,6 +167,9 @@ class Runtime:
 
     def cudaDeviceGetAttribute(self, attribute: int, index: int) -> tuple[Any, ...]:  # noqa: N802
         return Status.cudaSuccess, self._machine.capability[attribute - 75]
+
+    def cudaGetDeviceProperties(self, index: int) -> tuple[Any, ...]:  # noqa: N802
+        return Status.cudaSuccess, SimpleNamespace(name=self._machine.name.encode() + b"\0\0")
 
     def cudaSetDevice(self, index: int) -> tuple[Any, ...]:  # noqa: N802
         self._machine.thread.index = index

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import numpy as np
 
 from qwen3asr.bundle import Bundle
-from qwen3asr.decoder import PREFILL_CHUNK, Decoder
+from qwen3asr.decoder import Decoder
 from qwen3asr.encoder import Encoder
 from qwen3asr.engines import engine_folders
 from qwen3asr.errors import BackendFailed, BundleInvalid, DeviceUnavailable, ExtraMissing, Qwen3AsrError, RequestInvalid
@@ -34,7 +34,7 @@ _CACHES = "ort-engines"
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """What the caller of :func:`qwen3asr.load` asks of the machine."""
+    """What the caller of :func:`qwen3asr.load` asks of the machine; sizes matter here where engines are built."""
 
     device: str = "auto"
     engine: str | None = None
@@ -46,6 +46,8 @@ class Wishes:
     engines: Path | None = None
     build_engines: bool = False
     check_hashes: bool = False
+    slots: int | None = None
+    capacity: int | None = None
 
     @property
     def of_onnxruntime(self) -> bool:
@@ -153,9 +155,8 @@ class CudaBackend:
         from qwen3asr.sessions.onnxruntime import OrtEncoder  # noqa: PLC0415
 
         bundle, spec, most = self._bundle, self._bundle.spec, device.ENCODER_WINDOWS
-        stepping = self._captured.shaped(device.decoder_shapes(spec, slots, capacity, PREFILL_CHUNK))
         decoder = device.DeviceDecoder(
-            bundle.component("decoder"), spec, stepping, slots=slots, capacity=capacity, threads=self._threads
+            bundle.component("decoder"), spec, self._captured, slots=slots, capacity=capacity, threads=self._threads
         )
         encoding = self._provider.shaped(device.encoder_shapes(spec.windows, most))
         encoder = OrtEncoder(bundle.component("encoder"), threads=self._threads, provider=encoding, batch_windows=most)
@@ -215,8 +216,9 @@ def _tensorrt(bundle: Bundle, wishes: Wishes, kind: str, index: int) -> Backend:
         )
     from qwen3asr import tensorrt_backend  # noqa: PLC0415 (an optional dependency)
 
+    sizes = tensorrt_backend.Sizes(wishes.slots, wishes.capacity) if wishes.build_engines else None
     chosen = tensorrt_backend.choose_engines(
-        bundle, index, named=wishes.engines, build=wishes.build_engines, check_hashes=wishes.check_hashes
+        bundle, index, named=wishes.engines, build=sizes, check_hashes=wishes.check_hashes
     )
     return tensorrt_backend.TensorRtBackend(bundle, chosen, index, cuda_graphs=wishes.cuda_graphs)
 

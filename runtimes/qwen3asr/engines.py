@@ -7,6 +7,7 @@ writes them, the runtime opens them; both know them by these classes only, and n
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -81,7 +82,7 @@ class EngineFile:
         sha256: of them.
         profiles: the tightest first, so that the first which holds a call's shapes is the one to run it in.
         weights_bytes: device memory of its weights, as the builder says; 0 if it did not.
-        activation_bytes: device memory of one context, the largest of all profiles, likewise.
+        activation_bytes: device memory of one context, the largest of all profiles; as planned, if it did not say.
         layers: how many of each kind the parsed network has, where it matters: ``KV_CACHE_UPDATE`` ...
         unfused: attention layers that run as several kernels, and in how many profiles.
         seconds: that building took.
@@ -108,11 +109,11 @@ class Engines:
 
     Attributes:
         kind: ``asr`` or ``aligner``.
-        precision: of the decoder's products and its KV cache; ``int8`` and ``int4`` are of its weights, beside which
-            everything is bf16.
+        precision: of the decoder's products and its KV cache; ``int8``, ``fp8`` and ``int4`` are of its weights,
+            beside which everything is bf16.
         flavour: the Python module, ``tensorrt`` or ``tensorrt_rtx``.
         version: of the module; an engine runs in no other.
-        gpu: its name, or ``any``.
+        gpu: its name as :func:`gpu_slug` writes it, or what it was called by who built them, or ``any``.
         compute_capability: as ``9.0``; ``None`` where the engines are for any.
         capacity: tokens of a KV-cache row; fixed when built.
         slots: rows of the KV cache, at most.
@@ -149,6 +150,20 @@ class Engines:
         if self.compute_capability not in (None, compute_capability):
             wanted = f"{self.compute_capability} ({self.gpu})"
             raise EnginesForeign(folder, "compute capability", wanted, compute_capability)
+
+    def of_another_gpu(self, name: str) -> bool:
+        """Whether these engines were timed on a GPU of another name; they run, as long as the capability is the same.
+
+        Args:
+            name: of the GPU here.
+        """
+        unnamed = self.gpu == "any" or re.fullmatch(r"sm\d+", self.gpu) is not None
+        return not unnamed and self.gpu != gpu_slug(name)
+
+
+def gpu_slug(name: str) -> str:
+    """A GPU's name in lower case, fit for a folder: ``nvidia-h100-80gb-hbm3``."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def engine_folders(bundle: Path) -> list[Path]:

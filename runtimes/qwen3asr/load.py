@@ -60,8 +60,8 @@ def load(
             engines that run here, otherwise ONNX Runtime.
         engines: which of the bundle's folders of TensorRT engines, by its name there or as a path; by default those
             of the bundle's own precision. For the recogniser, not for ``aligner``.
-        build_engines: build TensorRT engines in the bundle where it has none that run here, which takes minutes, and
-            the exporter.
+        build_engines: build TensorRT engines in the bundle where it has none that run here, for these ``slots`` and
+            this ``capacity``, which takes minutes, and the exporter; what it does is logged.
         provider: which of ONNX Runtime's providers runs them on a GPU: ``"cuda"`` (the default), ``"tensorrt"`` or
             ``"nv_tensorrt_rtx"``. The latter two build engines when they first run, which takes minutes.
         provider_cache: folder in which those engines are kept; by default ``ort-engines`` in the bundle.
@@ -95,7 +95,7 @@ def load(
     """
     wishes = _wishes(
         device, engine, provider, provider_cache, cuda_graphs, threads, share_weights, engines, build_engines,
-        check_hashes,
+        check_hashes, slots, capacity,
     )  # fmt: skip
     opened = open_bundle(Path(bundle), kind="asr", check_hashes=check_hashes)
     backend = choose_backend(opened, wishes)
@@ -152,15 +152,16 @@ def load_aligner(
 def _wishes(
     device: str, engine: str | None, provider: str | None, provider_cache: str | os.PathLike[str] | None,
     cuda_graphs: bool, threads: int, share_weights: bool, engines: str | os.PathLike[str] | None, build_engines: bool,
-    check_hashes: bool,
+    check_hashes: bool, slots: int | None = None, capacity: int | None = None,
 ) -> Wishes:  # fmt: skip
     if threads < 0:
         raise RequestInvalid(f"threads={threads} makes no sense; give 0 for one a core, or a positive number")
     cache = None if provider_cache is None else Path(provider_cache)
     named = None if engines is None else Path(engines)
     return Wishes(
-        device, engine, provider, cache, cuda_graphs, threads, share_weights, named, build_engines, check_hashes
-    )
+        device, engine, provider, cache, cuda_graphs, threads, share_weights, named, build_engines, check_hashes, slots,
+        capacity,
+    )  # fmt: skip
 
 
 def _capacity(bundle: Bundle, wanted: int | None, default: int, built: int | None) -> int:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import logging
+import os
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +27,7 @@ from qwen3asr.errors import (
     RequestInvalid,
 )
 from qwen3asr.sessions import cuda
-from qwen3asr.sessions.cuda_memory import check_gpu
+from qwen3asr.sessions.cuda_memory import check_gpu, gpu_name
 from qwen3asr.sessions.tensorrt import SLACK_BYTES, open_sessions, usable_capacity
 
 _log = logging.getLogger("qwen3asr")
@@ -82,6 +84,13 @@ class TensorRtBackend:
                 f"--force {self._bundle.folder}"
             )
         spec, chosen = self._bundle.spec, self._chosen
+        here = gpu_name(self._index)
+        if chosen.engines.of_another_gpu(here):
+            _log.warning(
+                "%s was built on %s, and this is %s, of the same compute capability: it runs, with kernels that were "
+                "chosen for the other; build engines here for the best speed",
+                chosen.folder, chosen.engines.gpu, here,
+            )  # fmt: skip
         encoder, decoder = open_sessions(
             chosen.module, chosen.folder, chosen.engines, spec, index=self._index, slots=slots, capacity=capacity,
             cuda_graphs=self._cuda_graphs,
@@ -89,8 +98,28 @@ class TensorRtBackend:
         return Encoder(encoder, spec.windows), Decoder(decoder, spec.audio_pad, spec.hidden)
 
 
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What engines that are built for a model are to take; ``None``: the builder's defaults.
+
+    Attributes:
+        slots: requests decoded at a time.
+        capacity: tokens of a slot that requests may use.
+    """
+
+    slots: int | None = None
+    capacity: int | None = None
+
+    @property
+    def options(self) -> list[str]:
+        """Of ``qwen3asr export --engine tensorrt``."""
+        capacity = None if self.capacity is None else self.capacity + 1  # one is kept back, see usable_capacity
+        given = {"--slots": self.slots, "--capacity": capacity}
+        return [text for name, size in given.items() if size is not None for text in (name, str(size))]
+
+
 def choose_engines(
-    bundle: Bundle, index: int, *, named: Path | None = None, build: bool = False, check_hashes: bool = False
+    bundle: Bundle, index: int, *, named: Path | None = None, build: Sizes | None = None, check_hashes: bool = False
 ) -> Chosen:
     """The engines to run a bundle with.
 
@@ -99,7 +128,7 @@ def choose_engines(
         index: of the GPU.
         named: their folder, or its name in the bundle; by default those of the bundle's own precision among those
             that run here, or else the first.
-        build: build them where the bundle has none that run here.
+        build: build them so where the bundle has none that run here.
         check_hashes: compare the SHA-256 of the engines too.
 
     Raises:
@@ -115,8 +144,8 @@ def choose_engines(
         folder = bundle.folder / FOLDER / named if len(named.parts) == 1 else named
         return _open(folder, bundle, capability, check_hashes)
     found, problems = _usable(bundle, capability, check_hashes)
-    if not found and build:
-        _build(bundle)
+    if not found and build is not None:
+        _build(bundle, index, build)
         found, problems = _usable(bundle, capability, check_hashes)
     if not found:
         if len(problems) == 1:
@@ -170,14 +199,28 @@ def _modules(first: str) -> Iterator[tuple[str, Any]]:
             ) from error
 
 
-def _build(bundle: Bundle) -> None:
+def _build(bundle: Bundle, index: int, sizes: Sizes) -> None:
     """Build in a process of its own: building takes torch, and several times the weights in host memory."""
     for package in ("torch", "onnx"):
         if importlib.util.find_spec(package) is None:
             raise ExtraMissing("building TensorRT engines", package, "export,tensorrt")
     _log.info("%s: building TensorRT engines, which takes minutes", bundle.folder)
-    command = [sys.executable, "-m", "qwen3asr.cli", "export", "--engine", "tensorrt", "--force", str(bundle.folder)]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
-    if done.returncode:
-        words = " ".join(done.stderr.split())
-        raise EngineBuildFailed(f"engines of {bundle.folder} could not be built: {words[-500:] or done.returncode}")
+    command = [sys.executable, "-m", "qwen3asr.cli", "export", "--engine", "tensorrt", "--force", *sizes.options]
+    words = deque[str](maxlen=10)
+    with subprocess.Popen(
+        [*command, str(bundle.folder)], env=_seeing(index), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        text=True, errors="replace",
+    ) as builder:  # fmt: skip
+        for line in builder.stderr or ():  # a line when a stage begins, and the error if there is one
+            words.append(line.strip())
+            _log.info("%s: %s", bundle.folder, line.strip())
+    if builder.returncode:
+        reason = " ".join(words)[-500:] or builder.returncode
+        raise EngineBuildFailed(f"engines of {bundle.folder} could not be built: {reason}")
+
+
+def _seeing(index: int) -> dict[str, str]:
+    """This environment with one GPU in it: the builder takes the first that it sees."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    chosen = str(index) if visible is None else visible.split(",")[index].strip()
+    return os.environ | {"CUDA_VISIBLE_DEVICES": chosen}

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import onnx
+import onnxruntime
 import pytest
 from tests.checkpoints import TINY
 
+from qwen3asr.sessions.device import DeviceDecoder
+from qwen3asr.sessions.providers import CPU, Provider
 from qwen3asr_export import export
 
 if not os.environ.get("QWEN3ASR_NEED_TENSORRT"):  # CI sets it: there a missing builder is a failure
@@ -78,6 +82,38 @@ def test_the_parser_takes_every_node_and_sees_a_cache_and_attention(tmp_path: Pa
     assert layers["ATTENTION_INPUT"] == layers["ATTENTION_OUTPUT"] == bundle.spec.layers
     if precision != "fp32":  # in fp32 TensorRT has no fused attention kernel for this shape
         assert _engine(builder, network) is not None
+
+
+def test_the_parser_takes_the_decoder_as_onnx_runtime_gives_it_to_its_providers(tmp_path: Path) -> None:
+    """With the length of the caches fixed; with any length TensorRT refuses to write to them."""
+    import tensorrt as trt
+
+    bundle = export(TINY / "asr", tmp_path / "out", precision="fp32", dialect="standard", check=False)
+    graph = bundle.component("decoder")
+    taken = []
+    for prefix in ("trt", None):
+        given = graph.with_name(f"given-{prefix}.onnx")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Provider, "shaped", lambda provider, shapes: provider)  # the CPU reads none
+            patch.setattr(onnxruntime, "SessionOptions", lambda given=given: _keeping(given))
+            DeviceDecoder(graph, bundle.spec, replace(CPU, prefix=prefix), slots=2, capacity=CAPACITY)
+        logger = trt.Logger(trt.Logger.INTERNAL_ERROR)
+        network = trt.Builder(logger).create_network(0)
+        parser = trt.OnnxParser(network, logger)
+        taken.append(parser.parse_from_file(os.fspath(given)))
+    assert taken == [True, False]
+    assert "static sequence length" in parser.get_error(0).desc()
+
+
+_Options = onnxruntime.SessionOptions
+
+
+def _keeping(path: Path) -> onnxruntime.SessionOptions:
+    """Options of a session that writes the graph down as its providers see it."""
+    options = _Options()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.optimized_model_filepath = os.fspath(path)
+    return options
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,10 +28,11 @@ from qwen3asr.errors import (
     RequestInvalid,
 )
 from qwen3asr.sessions import cuda, opening, providers
-from qwen3asr.sessions.device import decoder_shapes, encoder_shapes
+from qwen3asr.sessions.device import decoder_limits, decoder_shapes, encoder_shapes
 from qwen3asr.sessions.opening import check_placement
 from qwen3asr.sessions.providers import CPU, PROVIDERS
 from qwen3asr_export import export
+from qwen3asr_export.tensorrt import standin_spec
 
 TINY = ROOT / "examples" / "tiny"
 
@@ -97,7 +97,7 @@ def test_tensorrt_keeps_engines_and_timings_in_the_folder_and_cuda_stands_behind
 def test_shapes_hold_every_input_of_the_graphs_and_what_the_loop_feeds(bundle: Bundle, standard: Bundle) -> None:
     spec = standard.spec
     shapes = {
-        "decoder": decoder_shapes(spec, 4, 256, 512),
+        "decoder": decoder_shapes(spec, 4, 256, decoder_limits(spec, 4)),
         "encoder": encoder_shapes(spec.windows, 16),
     }
     for name, of_graph in shapes.items():
@@ -115,6 +115,17 @@ def test_shapes_hold_every_input_of_the_graphs_and_what_the_loop_feeds(bundle: B
         "nv_profile_opt_shapes" in PROVIDERS["nv_tensorrt_rtx"](0, "fp32", Path("x")).shaped(shapes["encoder"]).options
     )
     assert PROVIDERS["cuda"](0, "fp32", Path("x")).shaped(shapes["encoder"]) == PROVIDERS["cuda"](0, "fp32", Path("x"))
+
+
+@pytest.mark.parametrize("slots", [1, 8, 32, 128])
+@pytest.mark.parametrize(("name", "least"), [("0.6b", 3), ("1.7b", 3), ("aligner-0.6b", 100)])
+def test_the_largest_shapes_hold_no_more_logits_than_are_ever_asked_for(name: str, least: int, slots: int) -> None:
+    spec = standin_spec(name)
+    limits = decoder_limits(spec, slots)
+    rows, answers = decoder_shapes(spec, slots, 4096, limits)["take"][2]
+    assert 4 * rows * answers * spec.classes <= 256 << 20
+    assert (rows, answers) == (slots, limits.answers)
+    assert least <= answers <= limits.chunk
 
 
 # --- what is missing is named ---------------------------------------------------------------------------------------
@@ -155,13 +166,13 @@ def _runtime(error: int = 0, count: int = 1) -> SimpleNamespace:
 
 def test_no_gpu_is_said_with_cudas_own_name_for_it(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     for runtime in (_runtime(error=100, count=0), _runtime(count=0)):
-        monkeypatch.setattr(cuda, "_runtime", lambda runtime=runtime: runtime)
+        monkeypatch.setattr(cuda, "runtime", lambda runtime=runtime: runtime)
         with pytest.raises(DeviceUnavailable, match=r"no GPU here \(cuda.*nvidia-smi.*device='cpu'"):
             choose_backend(bundle, _wish())
-    monkeypatch.setattr(cuda, "_runtime", lambda: _runtime(error=100))
+    monkeypatch.setattr(cuda, "runtime", lambda: _runtime(error=100))
     with pytest.raises(BackendFailed, match="CUDA failed: cudaErrorNoDevice"):
         cuda.free_bytes(0)
-    monkeypatch.setattr(cuda, "_runtime", _runtime)
+    monkeypatch.setattr(cuda, "runtime", _runtime)
     assert (cuda.device_count(), cuda.free_bytes(0)) == (1, 6_000)
 
 
@@ -296,7 +307,7 @@ def test_auto_takes_cuda_where_it_is_and_runs_the_bundle(
 def test_auto_without_a_gpu_is_the_cpu_or_says_what_the_bundle_needs(
     standard: Bundle, half: Bundle, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cuda, "_runtime", lambda: _runtime(count=0))
+    monkeypatch.setattr(cuda, "runtime", lambda: _runtime(count=0))
     caplog.set_level("INFO", "qwen3asr")
     assert isinstance(choose_backend(standard, _wish(device="auto")), backends.CpuBackend)
     assert "leaves CUDA out" in caplog.text
@@ -353,16 +364,3 @@ def test_graphs_ask_for_no_newer_onnx_than_their_operators_need(bundle: Bundle, 
     """ONNX Runtime's GPU builds come later than onnx's releases, and refuse a version that they do not know."""
     for of, version in ((bundle, 11), (standard, 12)):
         assert onnx.load(of.component("decoder"), load_external_data=False).ir_version == version
-
-
-def test_copies_within_the_gpu_are_asked_of_cuda_row_by_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    done: list[tuple[Any, ...]] = []
-    fine = type("Status", (), {"name": "cudaSuccess", "__int__": lambda self: 0})()
-    log: Callable[..., tuple[Any, ...]] = lambda *arguments: (done.append(arguments), (fine,))[1]  # noqa: E731
-    runtime = SimpleNamespace(
-        cudaMemcpy2D=log, cudaStreamSynchronize=log, cudaMemcpyKind=SimpleNamespace(cudaMemcpyDeviceToDevice="within")
-    )
-    monkeypatch.setattr(cuda, "_runtime", lambda: runtime)
-    cuda.copy_blocks(1000, 2000, 64, 48, 8)
-    cuda.wait()
-    assert done == [(1000, 64, 2000, 64, 48, 8, "within"), (0,)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import weakref
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 from tests.conftest import ROOT, Recording
+from tests.trt_standin import Machine
 
 import qwen3asr
 from qwen3asr.bundle import Bundle, open_bundle
@@ -25,6 +27,7 @@ from qwen3asr.errors import (
     DeviceUnavailable,
     EngineClosed,
     ExtraMissing,
+    GpuMemoryShort,
 )
 from qwen3asr.recognizer import Recognizer
 from qwen3asr.sessions import opening, providers
@@ -32,6 +35,7 @@ from qwen3asr.sessions.base import Picked
 from qwen3asr.sessions.caches import KvCaches
 from qwen3asr.sessions.device import DeviceDecoder
 from qwen3asr.sessions.onnxruntime import OrtDecoder, OrtEncoder
+from qwen3asr.sessions.pieces import Limits
 from qwen3asr.sessions.providers import CPU, PROVIDERS, Provider
 from qwen3asr.tokenizer import open_tokenizer
 from qwen3asr_export import export
@@ -195,7 +199,7 @@ def test_a_bfloat16_cache_is_bound_row_by_row_and_updated_in_place(tmp_path: Pat
     caches.bind(io, range(1, 2))
     io.bind_cpu_input("past", np.array([3]))
     session.run_with_iobinding(io)
-    written = caches._caches["0.key"].numpy().view(np.uint16).reshape(3, 2, 5, 4)
+    written = _content(caches, "0.key", 3).view(np.uint16).reshape(3, 2, 5, 4)
     assert {tuple(at) for at in np.argwhere(written)[:, [0, 2]].tolist()} == {(1, 3)}
     assert set(written[1, :, 3].ravel().tolist()) == {0x3F80}  # 1.0
     caches.swap(1, 2, 4)
@@ -211,8 +215,87 @@ def test_a_cache_of_another_type_is_refused() -> None:
 
 def test_a_new_cache_is_zero(bundle: Bundle) -> None:
     """A mask multiplies what lies past a row's end by 0, and garbage may be NaN."""
-    for cache in _device(bundle)._held[1]._caches.values():
-        assert not cache.numpy().any()
+    caches = _device(bundle)._held[1]
+    for name in caches._starts:
+        assert not _content(caches, name, 3).any()
+
+
+def _content(caches: KvCaches, name: str, slots: int) -> np.ndarray:
+    """The bytes themselves, in host memory."""
+    size = slots * caches._row
+    return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(caches._starts[name]))
+
+
+def test_a_gpus_cache_is_memory_of_its_own_and_given_back(standard: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime's arena would keep it until the process ends."""
+    machine = Machine()
+    machine.install(monkeypatch)
+    free, there = machine.free, Provider("CUDAExecutionProvider", memory="cuda")
+    session = opening.open_session(standard.component("decoder"))
+    caches = KvCaches(session, there, slots=3, capacity=64)
+    assert free - machine.free == 3 * caches.slot_bytes + caches._row
+    assert not any(block.any() for address, block in machine.memory.items() if address != caches._spare)
+    start = caches._starts["1.value"]
+    machine.view(start, caches._row, device=True)[:] = 7
+    caches.swap(0, 2, 64)
+    assert not machine.view(start, caches._row, device=True).any()
+    assert (machine.view(start + 2 * caches._row, caches._row, device=True) == 7).all()
+    for _ in range(2):
+        caches.close()
+        assert (machine.held, machine.free) == (0, free)
+    machine.free = 5 * caches._row
+    with pytest.raises(GpuMemoryShort, match="MB for the KV cache do not fit"):
+        KvCaches(session, there, slots=3, capacity=64)
+    assert machine.held == 0
+
+
+# --- providers that build engines -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def building(standard: Bundle, monkeypatch: pytest.MonkeyPatch) -> Provider:
+    """Takes 32 tokens of a row and 4 answers at a time, of 3 slots; the CPU reads no shapes."""
+    monkeypatch.setattr("qwen3asr.sessions.device._CHUNK", 32)
+    monkeypatch.setattr("qwen3asr.sessions.device._LOGITS_BYTES", 4 * 3 * 4 * standard.spec.classes)
+    monkeypatch.setattr(Provider, "shaped", lambda provider, shapes: provider)
+    return Provider(CPU.name, prefix="trt")
+
+
+def test_calls_beyond_an_engines_shapes_are_cut_and_answered_alike(
+    standard: Bundle, building: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session, host = _device(standard, building), _host(standard)
+    assert session.limits == Limits(32, 4)
+    fed: list[tuple[int, int]] = []
+    run = session._run
+
+    def watched(ids: np.ndarray, audio: np.ndarray, take: np.ndarray, slots: range, past: np.ndarray) -> Picked:
+        fed.append((ids.shape[1], take.shape[1]))
+        return run(ids, audio, take, slots, past)
+
+    monkeypatch.setattr(session, "_run", watched)
+    ids, rng = _ids(standard, 90, 1), np.random.default_rng(2)
+    ids[0, 20:60] = standard.spec.audio_pad
+    audio = rng.normal(0, 1, (40, standard.spec.hidden)).astype(np.float32)
+    for take in ([89], list(range(40, 60)), [89, 3, 50, 50, 49], []):
+        asked = np.array([take], np.int64)
+        got, wanted = (one.run(ids, audio, asked, range(1, 2), np.array([0])) for one in (session, host))
+        np.testing.assert_array_equal(got.tokens, wanted.tokens)
+        np.testing.assert_allclose(got.logprobs, wanted.logprobs, atol=1e-4)
+    assert max(tokens for tokens, _ in fed) == 32
+    assert max(taken for _, taken in fed) == 4
+    fed.clear()
+    _run(session, standard, np.array([[5], [6], [7]]), 0, [1, 90, 3])
+    assert fed == [(1, 1)]
+
+
+def test_an_engines_caches_have_a_fixed_length_and_others_any(standard: Bundle, building: Provider) -> None:
+    def length(provider: Provider) -> object:
+        inputs = _device(standard, provider)._held[0].get_inputs()
+        return next(value.shape[2] for value in inputs if value.name == "past.0.key")
+
+    assert length(building) == 256
+    assert length(CPU) == "capacity"
 
 
 # --- closing -------------------------------------------------------------------------------------------------------
@@ -221,10 +304,12 @@ def test_a_new_cache_is_zero(bundle: Bundle) -> None:
 def test_a_closed_device_holds_nothing_and_refuses_to_run(bundle: Bundle) -> None:
     decoder = _device(bundle)
     _run(decoder, bundle, _ids(bundle, 20, 1), 0, [0])
+    memory = decoder._held[1]._memory
     held, size = [weakref.ref(one) for one in (*decoder._held, *decoder._bindings.values())], decoder.slot_bytes
     for _ in range(2):
         decoder.close()
         assert [one() for one in held] == [None, None, None]
+        assert not memory._blocks  # type: ignore[attr-defined]
     assert (decoder.slots, decoder.capacity, decoder.slot_bytes) == (3, 256, size)
     with pytest.raises(EngineClosed, match="load it again"):
         _run(decoder, bundle, _ids(bundle, 20, 1), 0, [0])
@@ -271,6 +356,15 @@ def test_steps_are_numbered_by_rows_and_length_and_nothing_else_is_captured(
     _run(session, bundle, np.array([[5], [6]]), 0, [3, 1500])
     graphs = [("-1", 40), ("1", 1024), ("1", 1024), ("1", 1024), ("2", 2048), ("2", 2048), ("3", 4096), ("4", 2048)]
     assert seen == graphs
+
+
+def test_steps_of_a_graph_that_is_told_no_length_are_captured_once(
+    standard: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = _device(standard, CAPTURING, capacity=4096)
+    for past in (40, 1500, 4000):
+        _run(session, standard, np.array([[5]]), 0, [past])
+    assert len(session._numbers) == 1
 
 
 def test_a_captured_step_reads_and_writes_the_same_addresses_whatever_runs_between(bundle: Bundle) -> None:

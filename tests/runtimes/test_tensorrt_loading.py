@@ -7,7 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -237,6 +237,20 @@ def test_no_gpu_or_not_so_many(machine: Machine, bundle: Bundle) -> None:
     assert isinstance(_choose(bundle, device="auto", engine=None), CpuBackend)
 
 
+def test_engines_of_another_gpu_of_that_capability_run_with_a_warning(
+    machine: Machine, bundle: Bundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_folder(bundle, SMALL)
+    engines = open_engines(bundle.folder / "tensorrt" / "h100-trt11.4.0", bundle.hashes)
+    qwen3asr.load(bundle.folder).close()
+    assert "was built on" not in caplog.text
+    machine.name = "NVIDIA H200"
+    qwen3asr.load(bundle.folder).close()
+    assert "was built on h100, and this is NVIDIA H200, of the same compute capability" in caplog.text
+    for name, other in (("nvidia-h200", False), ("any", False), ("sm90", False), ("nvidia-h200-nvl", True)):
+        assert replace(engines, gpu=name).of_another_gpu("NVIDIA H200") is other
+
+
 # --- sizes ---------------------------------------------------------------------------------------------------------
 
 
@@ -278,33 +292,73 @@ def test_a_model_that_nobody_holds_any_more_gives_the_memory_back(machine: Machi
 # --- building ------------------------------------------------------------------------------------------------------
 
 
+@dataclass
+class Builds:
+    """Stands in for processes that build: what they were asked, what they say, and how they end."""
+
+    bundle: Bundle
+    says: str = "encoder engine, %: 100\ndecoder engine, %: 100\n"
+    returncode: int = 0
+    asked: list[list[str]] = field(default_factory=list)
+    seen: list[str] = field(default_factory=list)
+
+    def __call__(self, command: list[str], *, env: dict[str, str], **options: Any) -> Builds:
+        self.asked.append(command)
+        self.seen.append(env["CUDA_VISIBLE_DEVICES"])
+        if not self.returncode:
+            write_folder(self.bundle, SMALL)
+        return self
+
+    def __enter__(self) -> Builds:
+        self.stderr = iter(self.says.splitlines(keepends=True))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def builds(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> Builds:
+    made = Builds(bundle)
+    monkeypatch.setattr(subprocess, "Popen", made)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return made
+
+
 def test_engines_are_built_where_there_are_none_that_run_here(
-    machine: Machine, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+    machine: Machine, bundle: Bundle, builds: Builds, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    asked: list[list[str]] = []
-
-    def run(command: list[str], **options: Any) -> SimpleNamespace:
-        asked.append(command)
-        write_folder(bundle, SMALL)
-        return SimpleNamespace(returncode=0)
-
-    monkeypatch.setattr(subprocess, "run", run)
+    caplog.set_level("INFO", "qwen3asr")
     write_folder(bundle, SMALL, name="old", version="10.15.0")
     assert _folder(_choose(bundle, build_engines=True)) == "h100-trt11.4.0"
     assert _folder(_choose(bundle, engine=None, build_engines=True)) == "h100-trt11.4.0"
-    (command,) = asked  # the second time they were there
+    (command,) = builds.asked  # the second time they were there
     assert command[:3] == [sys.executable, "-m", "qwen3asr.cli"]
+    assert "decoder engine, %: 100" in caplog.text
     monkeypatch.setattr("signal.signal", lambda *_: None)
     with pytest.raises(SystemExit) as end:  # the CLI knows these arguments, and stops at what is asked in addition
         cli.main([*command[3:], "--dry-run"])
     assert not end.value.code
 
 
-def test_a_build_that_fails_or_cannot_be_tried(
-    machine: Machine, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+def test_engines_are_built_for_the_slots_the_capacity_and_the_gpu_that_were_asked_for(
+    machine: Machine, bundle: Bundle, builds: Builds, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    failed = SimpleNamespace(returncode=1, stderr="Error: the graph\nis refused\n")
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
+    machine.gpus = 2
+    qwen3asr.load(bundle.folder, device="cuda:1", build_engines=True, slots=3, capacity=127).close()
+    (command,) = builds.asked
+    assert command[-5:] == ["--slots", "3", "--capacity", "128", str(bundle.folder)]  # one position is kept back
+    shutil.rmtree(bundle.folder / "tensorrt")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4, GPU-7")
+    qwen3asr.load(bundle.folder, device="cuda:1", build_engines=True).close()
+    assert not {"--slots", "--capacity"} & set(builds.asked[1])
+    assert builds.seen == ["1", "GPU-7"]
+
+
+def test_a_build_that_fails_or_cannot_be_tried(
+    machine: Machine, bundle: Bundle, builds: Builds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    builds.returncode, builds.says = 1, "Error: the graph\nis refused\n"
     with pytest.raises(EngineBuildFailed, match="could not be built: Error: the graph is refused"):
         _choose(bundle, build_engines=True)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "torch" else object())

@@ -338,8 +338,11 @@ def test_windows_are_encoded_in_the_profile_that_fits(machine: Machine, bundle: 
 # --- graphs --------------------------------------------------------------------------------------------------------
 
 
-def test_graphs_are_for_powers_of_two_and_all() -> None:
+def test_graphs_are_for_powers_of_two_then_each_16_and_all() -> None:
     assert [step_sizes(slots) for slots in (1, 2, 3, 6, 8)] == [(1,), (1, 2), (1, 2, 3), (1, 2, 4, 6), (1, 2, 4, 8)]
+    assert step_sizes(16) == (1, 2, 4, 8, 16)
+    assert step_sizes(40) == (1, 2, 4, 8, 16, 32, 40)
+    assert min(size for size in step_sizes(128) if size >= 65) == 80
 
 
 def test_a_step_is_one_launch_one_wait_and_the_smallest_graph(decoder: TrtDecoder, machine: Machine) -> None:

@@ -1,6 +1,6 @@
-"""The few calls to CUDA that ONNX Runtime's Python has none for: count, free memory, copies within the device.
+"""NVIDIA's ``cuda-python``: how its calls are checked, and what is asked before memory is held.
 
-From NVIDIA's ``cuda-python``. CUDA's runtime shares one context a device with ONNX Runtime: addresses are good in both.
+CUDA's runtime shares one context a device with ONNX Runtime and TensorRT: addresses are good in all of them.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ def device_count() -> int:
         DeviceUnavailable: there is no driver, or no GPU behind it.
         ExtraMissing: cuda-python is not installed.
     """
-    runtime = _runtime()
-    error, count = runtime.cudaGetDeviceCount()
-    if error != runtime.cudaError_t.cudaSuccess or not count:
+    calls = runtime()
+    error, count = calls.cudaGetDeviceCount()
+    if error != calls.cudaError_t.cudaSuccess or not count:
         raise DeviceUnavailable(f"device='cuda' cannot be used: CUDA finds no GPU here ({error.name}); {_CURE}")
     return int(count)
 
@@ -32,44 +32,36 @@ def free_bytes(index: int) -> int:
     Raises:
         BackendFailed: CUDA does not tell.
     """
-    runtime = _runtime()
-    _check(runtime.cudaSetDevice(index))
-    free, _ = _check(runtime.cudaMemGetInfo())
+    calls = runtime()
+    checked(calls.cudaSetDevice(index))
+    free, _ = checked(calls.cudaMemGetInfo())
     return int(free)
 
 
-def copy_blocks(target: int, source: int, pitch: int, width: int, count: int) -> None:
-    """Copy the first ``width`` bytes of each of ``count`` blocks, ``pitch`` bytes apart, between addresses of one GPU.
-
-    Returns before they are copied: see :func:`wait`.
+def checked(result: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What a call of CUDA's runtime gives behind its status.
 
     Raises:
-        BackendFailed: CUDA refuses.
+        BackendFailed: the status is an error.
     """
-    runtime = _runtime()
-    kind = runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice
-    _check(runtime.cudaMemcpy2D(target, pitch, source, pitch, width, count, kind))
-
-
-def wait() -> None:
-    """Wait for copies: ONNX Runtime's own stream does not wait for CUDA's default stream, where they run.
-
-    Raises:
-        BackendFailed: one of them failed.
-    """
-    _check(_runtime().cudaStreamSynchronize(0))
-
-
-def _check(result: tuple[Any, ...]) -> tuple[Any, ...]:
     error, *values = result
     if int(error) != 0:
         raise BackendFailed("CUDA", RuntimeError(error.name))
     return tuple(values)
 
 
-def _runtime() -> Any:
+def runtime(feature: str = "running on an NVIDIA GPU", extra: str = "gpu") -> Any:
+    """The module of CUDA's runtime calls.
+
+    Args:
+        feature: that needs it, for the error.
+        extra: of this package that brings it, likewise.
+
+    Raises:
+        ExtraMissing: cuda-python is not installed.
+    """
     try:
-        from cuda.bindings import runtime  # noqa: PLC0415 (an optional dependency)
+        from cuda.bindings import runtime as calls  # noqa: PLC0415 (an optional dependency)
     except ModuleNotFoundError as error:
-        raise ExtraMissing("running on an NVIDIA GPU", "cuda-python", "gpu") from error
-    return runtime
+        raise ExtraMissing(feature, "cuda-python", extra) from error
+    return calls

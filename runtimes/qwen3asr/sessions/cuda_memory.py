@@ -16,8 +16,9 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from qwen3asr.errors import BackendFailed, DeviceUnavailable, EngineClosed, ExtraMissing, GpuMemoryShort
+from qwen3asr.errors import BackendFailed, DeviceUnavailable, EngineClosed, GpuMemoryShort
 from qwen3asr.sessions import cuda
+from qwen3asr.sessions.cuda import checked
 
 _MB = 1_000_000
 
@@ -31,13 +32,23 @@ def check_gpu(index: int) -> str:
         DeviceUnavailable: there is no driver, or no GPU of that index.
         ExtraMissing: cuda-python is not installed.
     """
-    runtime = _runtime()
+    runtime = cuda.runtime("running TensorRT engines", "tensorrt")
     count = cuda.device_count()
     if index >= count:
         raise DeviceUnavailable(f"there is no GPU {index} here, only 0 to {count - 1}; give one of these")
     attribute = runtime.cudaDeviceAttr
     names = attribute.cudaDevAttrComputeCapabilityMajor, attribute.cudaDevAttrComputeCapabilityMinor
-    return ".".join(str(_check(runtime.cudaDeviceGetAttribute(name, index))[0]) for name in names)
+    return ".".join(str(checked(runtime.cudaDeviceGetAttribute(name, index))[0]) for name in names)
+
+
+def gpu_name(index: int) -> str:
+    """What NVIDIA calls a GPU.
+
+    Raises:
+        BackendFailed: CUDA does not tell.
+    """
+    (properties,) = checked(cuda.runtime().cudaGetDeviceProperties(index))
+    return bytes(properties.name).split(b"\0")[0].decode()
 
 
 class Gpu:
@@ -52,12 +63,12 @@ class Gpu:
     """
 
     def __init__(self, index: int) -> None:
-        self._runtime, self.index = _runtime(), index
+        self._runtime, self.index = cuda.runtime(), index
         self._held = ExitStack()
         self._release = weakref.finalize(self, _release, self._runtime, index, self._held)
         self._release.atexit = False  # the driver frees what an ending process holds, and may be gone by then
         self.use()
-        (self._stream,) = _check(self._runtime.cudaStreamCreateWithFlags(self._runtime.cudaStreamNonBlocking))
+        (self._stream,) = checked(self._runtime.cudaStreamCreateWithFlags(self._runtime.cudaStreamNonBlocking))
         self._held.callback(self._runtime.cudaStreamDestroy, self._stream)
 
     @property
@@ -82,7 +93,7 @@ class Gpu:
         """Make it the calling thread's GPU: CUDA keeps one for each thread, and loops have threads of their own."""
         if self.closed:
             raise EngineClosed
-        _check(self._runtime.cudaSetDevice(self.index))
+        checked(self._runtime.cudaSetDevice(self.index))
 
     def free_bytes(self) -> int:
         """Memory that nobody uses."""
@@ -105,38 +116,38 @@ class Gpu:
                 f"{size / _MB:.0f} MB for {what} do not fit the GPU, which has {self.free_bytes() / _MB:.0f} MB free; "
                 "give fewer slots=, end other programs on it, or build engines with fewer windows or a smaller chunk"
             )
-        _check((error,))
+        checked((error,))
         self._held.callback(self._runtime.cudaFree, address)
         return int(address)
 
     def pin(self, size: int) -> Bytes:
         """So many bytes on the host that stay where they are: the device copies from and to them by itself."""
-        (address,) = _check(self._runtime.cudaHostAlloc(size, self._runtime.cudaHostAllocDefault))
+        (address,) = checked(self._runtime.cudaHostAlloc(size, self._runtime.cudaHostAllocDefault))
         self._held.callback(self._runtime.cudaFreeHost, address)
         return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(int(address)))
 
     def zero(self, address: int, size: int) -> None:
         """Queue zeros."""
-        _check(self._runtime.cudaMemsetAsync(address, 0, size, self._stream))
+        checked(self._runtime.cudaMemsetAsync(address, 0, size, self._stream))
 
     def upload(self, target: int, source: Bytes) -> None:
         """Queue a copy of pinned bytes to the device; they must stay as they are until :meth:`synchronize`."""
         kind = self._runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
-        _check(self._runtime.cudaMemcpyAsync(target, source.ctypes.data, source.nbytes, kind, self._stream))
+        checked(self._runtime.cudaMemcpyAsync(target, source.ctypes.data, source.nbytes, kind, self._stream))
 
     def download(self, target: Bytes, source: int) -> None:
         """Queue a copy from the device to pinned bytes; they are there after :meth:`synchronize`."""
         kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
-        _check(self._runtime.cudaMemcpyAsync(target.ctypes.data, source, target.nbytes, kind, self._stream))
+        checked(self._runtime.cudaMemcpyAsync(target.ctypes.data, source, target.nbytes, kind, self._stream))
 
     def copy_blocks(self, target: int, source: int, pitch: int, width: int, count: int) -> None:
         """Queue a copy on the device: the first ``width`` bytes of ``count`` blocks that are ``pitch`` bytes apart."""
         kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice
-        _check(self._runtime.cudaMemcpy2DAsync(target, pitch, source, pitch, width, count, kind, self._stream))
+        checked(self._runtime.cudaMemcpy2DAsync(target, pitch, source, pitch, width, count, kind, self._stream))
 
     def synchronize(self) -> None:
         """Wait for all that was queued."""
-        _check(self._runtime.cudaStreamSynchronize(self._stream))
+        checked(self._runtime.cudaStreamSynchronize(self._stream))
 
     @contextmanager
     def work(self) -> Iterator[None]:
@@ -158,7 +169,7 @@ class Gpu:
         """
         runtime = self._runtime
         # Other threads may allocate meanwhile: an aligner's.
-        _check(
+        checked(
             runtime.cudaStreamBeginCapture(self._stream, runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
         )
         try:
@@ -169,19 +180,18 @@ class Gpu:
             raise
         ended = runtime.cudaStreamEndCapture(self._stream)
         runtime.cudaGetLastError()
-        (graph,) = _check(ended)
+        (graph,) = checked(ended)
         try:
-            (executable,) = _check(runtime.cudaGraphInstantiate(graph, 0))
+            (executable,) = checked(runtime.cudaGraphInstantiate(graph, 0))
         finally:
             runtime.cudaGraphDestroy(graph)
         self._held.callback(runtime.cudaGraphExecDestroy, executable)
         stream = self._stream  # and not self: what holds the result does not hold the GPU
-        return lambda: void(runtime.cudaGraphLaunch(executable, stream))
 
+        def launch() -> None:
+            checked(runtime.cudaGraphLaunch(executable, stream))
 
-def void(result: tuple[Any, ...]) -> None:
-    """Check a call that gives nothing back."""
-    _check(result)
+        return launch
 
 
 def _release(runtime: Any, index: int, held: ExitStack) -> None:
@@ -190,18 +200,3 @@ def _release(runtime: Any, index: int, held: ExitStack) -> None:
     runtime.cudaSetDevice(index)
     held.close()
     runtime.cudaSetDevice(before)
-
-
-def _check(result: tuple[Any, ...]) -> tuple[Any, ...]:
-    error, *values = result
-    if int(error) != 0:
-        raise BackendFailed("CUDA", RuntimeError(error.name))
-    return tuple(values)
-
-
-def _runtime() -> Any:
-    try:
-        from cuda.bindings import runtime  # noqa: PLC0415 (an optional dependency)
-    except ModuleNotFoundError as error:
-        raise ExtraMissing("running TensorRT engines", "cuda-python", "tensorrt") from error
-    return runtime

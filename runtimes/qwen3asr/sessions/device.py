@@ -20,6 +20,7 @@ from qwen3asr.features import MEL_BINS, WindowSpec
 from qwen3asr.sessions.base import Embeddings, Ids, Picked
 from qwen3asr.sessions.caches import KvCaches
 from qwen3asr.sessions.opening import NAME, open_session
+from qwen3asr.sessions.pieces import Limits, run_rows
 from qwen3asr.sessions.providers import Provider, Shapes
 from qwen3asr.spec import ModelSpec
 
@@ -27,13 +28,23 @@ ENCODER_WINDOWS = 16
 """Windows of one run: fills a GPU, and their convolutions take about a gigabyte in 16 bits."""
 _LEAST_LENGTH = 1024
 """Shorter rows share a CUDA graph."""
+_CHUNK = 512
+"""Tokens of a row that an engine takes at a time."""
+_LOGITS_BYTES = 256 << 20
+"""Memory for the logits of an engine's largest run, in 32 bits."""
 
 
 class DeviceDecoder:
     """See :class:`qwen3asr.sessions.base.DecoderSession`.
 
     Steps (one token a row) are captured as CUDA graphs where the provider does so, one for each number of rows and
-    each doubling of the longest row's length.
+    each doubling of the longest row's length, if the graph is told that.
+
+    A provider that builds engines for shapes gets one range of them, as ONNX Runtime's TensorRT never runs in another
+    than the first, and calls beyond it are cut. It gets caches of a fixed length, as TensorRT writes to no others.
+
+    Attributes:
+        limits: what one run takes, where the provider builds engines.
 
     Args:
         graph: path of decoder.onnx, or the model itself with its weights in ``weights``.
@@ -46,23 +57,25 @@ class DeviceDecoder:
 
     Raises:
         BundleInvalid, DeviceUnavailable, NodesMisplaced: see :func:`qwen3asr.sessions.opening.open_session`.
-        BackendFailed: the memory does not hold the cache.
+        GpuMemoryShort: the memory does not hold the cache.
+        BackendFailed: CUDA fails.
     """
 
     def __init__(
         self, graph: Path | bytes, spec: ModelSpec, provider: Provider, *, slots: int, capacity: int,
         threads: int = 0, weights: Path | None = None,
     ) -> None:  # fmt: skip
-        session = open_session(graph, provider, threads=threads, weights=weights)
+        self.limits = None if provider.prefix is None else decoder_limits(spec, slots)
+        if self.limits is not None:
+            provider = provider.shaped(decoder_shapes(spec, slots, capacity, self.limits))
+        sizes = {} if self.limits is None else {"capacity": capacity}
+        session = open_session(graph, provider, threads=threads, weights=weights, sizes=sizes)
         self._provider, self._slots, self._capacity, self._classes = provider, slots, capacity, spec.classes
-        try:
-            caches = KvCaches(session, provider, slots=slots, capacity=capacity)
-        except RuntimeError as error:  # what ONNX Runtime raises where it cannot allocate
-            raise BackendFailed(NAME, error) from error
+        caches = KvCaches(session, provider, slots=slots, capacity=capacity)
         self._opened: tuple[onnxruntime.InferenceSession, KvCaches] | None = session, caches
         self._slot_bytes = caches.slot_bytes
         self._has_total = any(value.name == "total_length" for value in session.get_inputs())
-        self._no_audio = np.zeros((1, spec.hidden), np.float32)
+        self._no_audio, self._audio_pad = np.zeros((1, spec.hidden), np.float32), spec.audio_pad
         self._bindings: dict[tuple[range, bool], DeviceBinding] = {}
         self._numbers: dict[tuple[range, int], onnxruntime.RunOptions] = {}
         self._uncaptured = None if provider.captures is None else _numbered(provider.captures, -1)
@@ -84,6 +97,18 @@ class DeviceDecoder:
 
     def run(self, ids: Ids, audio: Embeddings, take: Ids, slots: range, past: Ids) -> Picked:
         """See :class:`qwen3asr.sessions.base.DecoderSession`."""
+        limits = self.limits
+        if limits is None or (max(ids.shape[1], len(audio)) <= limits.chunk and take.shape[1] <= limits.answers):
+            return self._run(ids, audio, take, slots, past)
+        return run_rows(self._feed, limits, self._audio_pad, ids, audio, take, slots, past)
+
+    def _feed(self, ids: Ids, audio: Embeddings, take: Ids, slot: int, past: int) -> Picked:
+        """See :class:`qwen3asr.sessions.pieces.Feed`."""
+        picked = self._run(ids[None], audio, take[None], range(slot, slot + 1), np.array([past]))
+        return Picked(picked.tokens[0], picked.logprobs[0])
+
+    def _run(self, ids: Ids, audio: Embeddings, take: Ids, slots: range, past: Ids) -> Picked:
+        """What fits one run."""
         (session, _), (rows, wanted) = self._held, take.shape
         if wanted == 0:  # no tensor without elements on a device: one answer, which nobody sees
             take = np.zeros((rows, 1), np.int64)
@@ -104,11 +129,11 @@ class DeviceDecoder:
     def logits(self, ids: Ids, audio: Embeddings, take: Ids, slots: range, past: Ids) -> npt.NDArray[np.float32]:
         """As :meth:`run`, for a graph whose ``logits`` were made an output: float32 ``[B, T, classes]``, T at least 1.
 
-        Not for captured steps, which would go on without it.
+        Not for captured steps, which would go on without it, nor for more than :attr:`limits`.
         """
         binding = self._binding(slots, self._is_step(ids, audio, take))
         binding.receive(logits=((*take.shape, self._classes), np.float32))
-        self.run(ids, audio, take, slots, past)
+        self._run(ids, audio, take, slots, past)
         return binding.fetch("logits")
 
     def swap(self, first: int, second: int, tokens: int) -> None:
@@ -117,8 +142,10 @@ class DeviceDecoder:
 
     def close(self) -> None:
         """See :class:`qwen3asr.sessions.base.DecoderSession`."""
-        self._bindings.clear()  # they hold the session, and rows of the cache, too
-        self._opened = None
+        self._bindings.clear()  # they hold the session, and addresses of the cache
+        if self._opened is not None:
+            caches, self._opened = self._opened[1], None
+            caches.close()
 
     @property
     def _held(self) -> tuple[onnxruntime.InferenceSession, KvCaches]:
@@ -133,6 +160,8 @@ class DeviceDecoder:
         """The longest row's length as the graph is told it; a captured step keeps what it was told first."""
         if self._provider.captures is None or not step:
             return longest
+        if not self._has_total:  # steps of any length are the same graph
+            return self._capacity
         return min(self._capacity, max(_LEAST_LENGTH, 1 << (longest - 1).bit_length()))
 
     def _options(self, slots: range, length: int, step: bool) -> onnxruntime.RunOptions | None:
@@ -199,22 +228,31 @@ class DeviceBinding:
         return np.array(self._values[name].numpy())
 
 
-def decoder_shapes(spec: ModelSpec, slots: int, capacity: int, chunk: int) -> Shapes:
+def decoder_limits(spec: ModelSpec, slots: int) -> Limits:
+    """What an engine of the decoder takes at a time: so many answers that their logits fit :data:`_LOGITS_BYTES`.
+
+    A range of shapes has no corners cut: an engine that takes many rows and many answers takes many answers of each of
+    many rows.
+    """
+    return Limits(_CHUNK, max(1, min(_CHUNK, _LOGITS_BYTES // (4 * slots * spec.classes))))
+
+
+def decoder_shapes(spec: ModelSpec, slots: int, capacity: int, limits: Limits) -> Shapes:
     """Shapes of the decoder's inputs, for providers that must know them.
 
     Args:
         spec: of the model.
         slots: rows of a step, at most.
         capacity: tokens of a row.
-        chunk: tokens of a prefill, at most.
+        limits: of a run.
     """
-    row = (spec.kv_heads, capacity, spec.head_dim)
+    row, chunk = (spec.kv_heads, capacity, spec.head_dim), limits.chunk
     caches = {f"past.{layer}.{side}": row for layer in range(spec.layers) for side in ("key", "value")}
     return {
         "ids": ((1, 1), (1, 1), (slots, chunk)),
         "audio": ((1, spec.hidden), (1, spec.hidden), (chunk, spec.hidden)),
         "past": ((1,), (1,), (slots,)),
-        "take": ((1, 1), (1, 1), (slots, chunk)),
+        "take": ((1, 1), (1, 1), (slots, limits.answers)),
         **{name: ((1, *shape), (1, *shape), (slots, *shape)) for name, shape in caches.items()},
     }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import onnxruntime
@@ -21,7 +21,7 @@ Nothing is copied from the device for them."""
 
 def open_session(
     graph: Path | bytes, provider: Provider = CPU, *, threads: int = 0, weights: Path | None = None,
-    mapped: bool = False,
+    mapped: bool = False, sizes: Mapping[str, int] | None = None,
 ) -> onnxruntime.InferenceSession:  # fmt: skip
     """Load a graph.
 
@@ -31,6 +31,7 @@ def open_session(
         threads: threads of one operator; 0: one a physical core.
         weights: folder of the external data, where ``graph`` is not a path.
         mapped: leave the weights in the mapped file.
+        sizes: of the graph's dimensions those that are to be fixed, by name.
 
     Raises:
         BundleInvalid: the graph cannot be loaded.
@@ -40,6 +41,8 @@ def open_session(
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4  # what goes wrong is raised
+    for dimension, size in (sizes or {}).items():
+        options.add_free_dimension_override_by_name(dimension, size)
     if mapped:
         options.add_session_config_entry("session.disable_prepacking", "1")
     if weights is not None:

@@ -21,9 +21,9 @@ from qwen3asr.errors import EnginesInvalid, KvMemoryShort
 from qwen3asr.features import Mel
 from qwen3asr.sessions.base import Embeddings, Ids, Picked
 from qwen3asr.sessions.cuda_memory import Gpu
+from qwen3asr.sessions.pieces import Limits, run_rows
 from qwen3asr.sessions.trt_caches import CacheShape, SlotCaches
 from qwen3asr.sessions.trt_engine import TrtContext, TrtEngine
-from qwen3asr.sessions.trt_pieces import Piece, audio_slices, cut_row
 from qwen3asr.sessions.trt_ports import Port
 from qwen3asr.sessions.trt_steps import Steps
 from qwen3asr.spec import ModelSpec
@@ -35,7 +35,7 @@ SLACK_BYTES = 256 << 20
 ENCODER_TYPES = {"mel": "FLOAT", "frames": "INT64", "embeddings": "FLOAT"}
 """Every tensor of an encoder's engine, and TensorRT's name of its type."""
 _CACHE_TYPES = {"fp32": ("FLOAT", 4), "fp16": ("HALF", 2)}
-_BF16 = ("BF16", 2)  # int8 and int4 are of weights only
+_BF16 = ("BF16", 2)  # int8, fp8 and int4 are of weights only
 
 
 def cache_type(precision: str) -> tuple[str, int]:
@@ -157,7 +157,8 @@ class TrtDecoder:
         usable = usable_capacity(engines)
         self._capacity = usable if capacity is None else min(capacity, usable)
         profiles, chunk = engine.file.profiles, _largest(engine.file, "ids", last=True)[1]
-        self._chunk, self._answers = chunk, _largest(engine.file, "take", last=True)[1]
+        answers = _largest(engine.file, "take", last=True)[1]
+        self._limits = Limits(chunk, answers)
         with gpu.work():
             self._contexts = [engine.context(at, scratch) for at in range(len(profiles))]
             step = next((at for at, profile in enumerate(profiles) if profile.name == STEP), None)
@@ -167,9 +168,9 @@ class TrtDecoder:
             "ids": Port(gpu, (1, chunk), np.int64, "prefills"),
             "audio": Port(gpu, _largest(engine.file, "audio"), np.float32, "prefills"),
             "past": Port(gpu, (1,), np.int64, "prefills"),
-            "take": Port(gpu, (1, self._answers), np.int64, "prefills"),
-            "token": Port(gpu, (1, self._answers), np.int64, "prefills"),
-            "logprob": Port(gpu, (1, self._answers), np.float32, "prefills"),
+            "take": Port(gpu, (1, answers), np.int64, "prefills"),
+            "token": Port(gpu, (1, answers), np.int64, "prefills"),
+            "logprob": Port(gpu, (1, answers), np.float32, "prefills"),
         }
         self._no_audio = np.zeros((1, spec.hidden), np.float32)
         self._caches = _allocate(gpu, spec, engines, slots)
@@ -204,19 +205,10 @@ class TrtDecoder:
                 f"{ids.shape[1]} tokens behind {past.max()} in slots {slots} leave {self._slots} x {self._capacity}"
             )
         self._gpu.use()
-        pads = ids == self._audio_pad
-        if self._steps is not None and not slots.start and ids.shape[1] == take.shape[1] == 1 and not pads.any():
+        step = not slots.start and ids.shape[1] == take.shape[1] == 1 and not (ids == self._audio_pad).any()
+        if step and self._steps is not None:
             return self._steps.run(ids[:, 0], past)
-        tokens, logprobs = np.zeros(take.shape, np.int64), np.zeros(take.shape, np.float32)
-        before = audio_slices(pads.ravel())
-        for row, slot in enumerate(slots):
-            for piece in cut_row(ids.shape[1], take[row], self._chunk, self._answers):
-                first, last = (int(before[row * ids.shape[1] + at]) for at in (piece.start, piece.stop))
-                answers = self._feed(ids[row], audio[first:last], piece, slot, int(past[row]))
-                asked = np.isin(take[row], piece.taken)
-                where = np.searchsorted(piece.taken, take[row][asked])
-                tokens[row, asked], logprobs[row, asked] = (answer[where] for answer in answers)
-        return Picked(tokens, logprobs)
+        return run_rows(self._feed, self._limits, self._audio_pad, ids, audio, take, slots, past)
 
     def swap(self, first: int, second: int, tokens: int) -> None:
         """See :class:`qwen3asr.sessions.base.DecoderSession`."""
@@ -226,31 +218,26 @@ class TrtDecoder:
         """See :class:`qwen3asr.sessions.base.DecoderSession`. The encoder is closed with it."""
         self._gpu.close()
 
-    def _feed(
-        self, ids: Ids, audio: Embeddings, piece: Piece, slot: int, past: int
-    ) -> tuple[Ids, npt.NDArray[np.float32]]:
-        """Run one piece of a row: its tokens and log probabilities, ``[T]`` each, good until the next run."""
-        taken = piece.taken - piece.start if len(piece.taken) else np.zeros(1, np.int64)  # none is no shape
+    def _feed(self, ids: Ids, audio: Embeddings, take: Ids, slot: int, past: int) -> Picked:
+        """See :class:`qwen3asr.sessions.pieces.Feed`."""
         inputs: dict[str, npt.NDArray[Any]] = {
-            "ids": ids[None, piece.start : piece.stop],
+            "ids": ids[None],
             "audio": audio if len(audio) else self._no_audio,
-            "past": np.array([past + piece.start]),
-            "take": taken[None],
+            "past": np.array([past]),
+            "take": take[None],
         }
         shapes = {name: array.shape for name, array in inputs.items()}
         context = _fitting(self._file, self._contexts, shapes)
-        out = self._ports["token"], self._ports["logprob"]
+        token, logprob = self._ports["token"], self._ports["logprob"]
         with self._gpu.work():
             context.bind(self._caches.addresses(slot))
             context.shape(shapes)
             for name, array in inputs.items():
                 self._ports[name].fill(array)
             context.queue()
-            for port in out:
-                port.fetch(len(taken))
-        wanted = len(piece.taken)
-        token, logprob = (port.host(len(taken))[:wanted] for port in out)
-        return token, logprob
+            for port in (token, logprob):
+                port.fetch(len(take))
+        return Picked(token.host(len(take)), logprob.host(len(take)))
 
 
 def decoder_types(spec: ModelSpec, precision: str) -> dict[str, str]:

@@ -1,9 +1,9 @@
 """Steps of decoding: one token for each of the first slots, captured as CUDA graphs.
 
-A graph's shapes are fixed, so there is one for 1, 2, 4, 8 ... slots and for all of them, and a step takes the smallest
-that holds its rows. The rows that it has too many are real slots, which may hold a stream's prefix or a prompt that is
-being fed: their token is written to the last position of the slot, which no request is ever given (the session's
-capacity is one less than the cache's), and their answer is dropped.
+A graph's shapes are fixed, so there is one for 1, 2, 4, 8, 16, for each further 16 and for all slots, and a step takes
+the smallest that holds its rows. The rows that it has too many are real slots, which may hold a stream's prefix or a
+prompt that is being fed: their token is written to the last position of the slot, which no request is ever given (the
+session's capacity is one less than the cache's), and their answer is dropped.
 """
 
 from __future__ import annotations
@@ -22,11 +22,16 @@ from qwen3asr.sessions.trt_ports import Port
 
 _log = logging.getLogger("qwen3asr")
 
+_STRIDE = 16
+
 
 def step_sizes(slots: int) -> tuple[int, ...]:
-    """Numbers of rows that graphs are captured for: powers of two, and all slots."""
-    powers = (1 << power for power in range(slots.bit_length()))
-    return (*(size for size in powers if size < slots), slots)
+    """Numbers of rows that graphs are captured for: powers of two, from 16 on multiples of it, and all slots.
+
+    By doubling, 65 rows would run as 128, each of which reads its cache.
+    """
+    sizes = (*(1 << power for power in range(_STRIDE.bit_length() - 1)), *range(_STRIDE, slots, _STRIDE))
+    return (*(size for size in sizes if size < slots), slots)
 
 
 class Steps:
