@@ -32,9 +32,13 @@ from qwen3asr.errors import (
 )
 from qwen3asr_export import export
 from qwen3asr_export.tensorrt import Settings, build_engines, make_plan
+from qwen3asr_export.tensorrt.builder import EngineBuilder
+from qwen3asr_export.tensorrt.gpu import Gpu
 from qwen3asr_export.tensorrt.library import find_library
 from qwen3asr_export.tensorrt.log import Record, make_logger
 from qwen3asr_export.tensorrt.network import check_network, parse
+from qwen3asr_export.tensorrt.settings import QUANTISED
+from qwen3asr_export.tensorrt.timings import Timings
 
 if not os.environ.get("QWEN3ASR_NEED_TENSORRT"):  # CI sets it: there a missing builder is a failure
     pytest.importorskip(
@@ -95,7 +99,7 @@ def test_engines_are_fused_and_as_large_as_planned(made: Any, kind: str, precisi
     told: list[tuple[str, int]] = []
     opened = open_bundle(made(kind, precision))
     folder, engines = build_engines(
-        opened.folder, settings=SMALL, progress=lambda stage, done, _: told.append((stage, done))
+        opened.folder, settings=SMALL, strict=True, progress=lambda stage, done, _: told.append((stage, done))
     )
     assert folder == opened.folder / "tensorrt" / f"any-trt{engines.version}"
     assert sorted(path.name for path in folder.iterdir()) == ["decoder.engine", "encoder.engine", "engine.json"]
@@ -127,9 +131,9 @@ def test_fp32_is_built_and_says_what_is_not_fused(made: Any) -> None:
     assert all(text.startswith("Attention_") for text in unfused)
 
 
-@pytest.mark.parametrize("precision", ["int8", "int4"])
-def test_weights_in_integers_stay_integers(bundle: Path, precision: str) -> None:
-    folder, engines = build_engines(bundle, settings=SMALL, precision=precision)
+@pytest.mark.parametrize("precision", list(QUANTISED))
+def test_weights_in_few_bits_stay_so(bundle: Path, precision: str) -> None:
+    folder, engines = build_engines(bundle, settings=SMALL, precision=precision, strict=True)
     decoder, plan = engines.components["decoder"], make_plan(open_bundle(bundle).spec, SMALL, precision)
     assert folder.name.endswith(f"-{precision}")
     assert engines.precision == precision
@@ -197,7 +201,7 @@ def test_bundles_for_onnx_runtime_are_refused(tmp_path: Path, precision: str) ->
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
-        ({"precision": "fp8"}, RequestInvalid, "bf16, fp16, fp32, int8, int4"),
+        ({"precision": "fp4"}, RequestInvalid, "bf16, fp16, fp32, int8, fp8, int4"),
         ({"precision": "fp16"}, RequestInvalid, "built from a bundle of fp16, and this one is bf16"),
         ({"settings": Settings(capacity=30_000)}, RequestInvalid, "capacity=30000 is outside of 2 to 20480"),
         ({"settings": Settings(slots=0)}, RequestInvalid, "slots=0"),
@@ -214,6 +218,18 @@ def test_what_cannot_be_is_refused_before_anything_is_built(
     assert not (bundle / "tensorrt").exists()
 
 
+def test_a_layer_gets_no_more_workspace_than_was_asked_for(network: tuple[Any, Any, Bundle]) -> None:
+    module, _, opened = network
+    library, builder = find_library(["tensorrt"]), module.Builder(module.Logger(module.Logger.ERROR))
+    empty = builder.create_network(0)
+    limits = []
+    for workspace in (None, 3 << 20):
+        maker = EngineBuilder(library, opened.spec, Settings(workspace=workspace), Gpu(), Timings(None))
+        config = maker._config(builder, empty, ())
+        limits.append(config.get_memory_pool_limit(module.MemoryPoolType.WORKSPACE))
+    assert limits[1] == 3 << 20 != limits[0]
+
+
 def test_a_missing_and_an_old_tensorrt(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old = ModuleType("tensorrt_rtx")
     old.__version__ = "1.1.0.5"  # type: ignore[attr-defined]
@@ -222,6 +238,10 @@ def test_a_missing_and_an_old_tensorrt(bundle: Path, monkeypatch: pytest.MonkeyP
         find_library(["tensorrt_rtx"])
     old.__version__ = "1.10.0"  # type: ignore[attr-defined]
     assert find_library(["tensorrt_rtx"]).portable
+    old.__version__ = "10.14.1"  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "tensorrt", old)
+    with pytest.raises(PackageTooOld, match=r"tensorrt 10\.14\.1 is too old; install 10\.15"):  # has no rotary layer
+        find_library(["tensorrt"])
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(ExtraMissing, match=r"qwen3asr\[tensorrt\]"):
@@ -298,7 +318,7 @@ SIZES = ("--slots", 2, "--capacity", 512, "--chunk", 128, "--draft", 16, "--wind
 def test_export_makes_bundle_and_engines_and_more_engines(run: Any, tmp_path: Path) -> None:
     out, cache = tmp_path / "asr", tmp_path / "times"
     options = ("--engine", "tensorrt", *SIZES, "--timing-cache", cache)
-    code, shown, told = run("export", TINY / "asr", out, "--no-verify", *options, "--gpu", "sm89")
+    code, shown, told = run("export", TINY / "asr", out, "--no-verify", "--strict", *options, "--gpu", "sm89")
     assert code == 0, told
     (folder,) = engine_folders(out)
     engines = open_engines(folder, open_bundle(out).hashes)

@@ -23,18 +23,23 @@ from qwen3asr import cli
 from qwen3asr.bundle import Bundle
 from qwen3asr.errors import (
     BackendFailed,
+    EngineBuildFailed,
     EngineUnexpected,
+    ExtraMissing,
     GpuMemoryShort,
     RequestInvalid,
 )
 from qwen3asr.sessions.onnxruntime import OrtDecoder
 from qwen3asr_export import export
-from qwen3asr_export.tensorrt import Settings, find_spec, make_plan, standin_spec
+from qwen3asr_export.tensorrt import Settings, check_order, find_spec, make_plan, standin_spec
+from qwen3asr_export.tensorrt.builder import EngineBuilder, Order, _activations
 from qwen3asr_export.tensorrt.gpu import Gpu, choose_gpu, find_gpu
 from qwen3asr_export.tensorrt.graphs import quantise_symmetric, write_quantised
+from qwen3asr_export.tensorrt.library import Library
 from qwen3asr_export.tensorrt.log import Record
-from qwen3asr_export.tensorrt.network import check_fusion
+from qwen3asr_export.tensorrt.network import check_fusion, find_unfused
 from qwen3asr_export.tensorrt.progress import Share
+from qwen3asr_export.tensorrt.settings import QUANTISED
 from qwen3asr_export.tensorrt.timings import Timings
 
 SMALL = Settings(capacity=512, slots=2, chunk=128, draft=16, windows=2)
@@ -83,11 +88,11 @@ def test_profiles_hold_what_the_runtime_calls_with(floats: Bundle) -> None:
     assert (aligner.settings.slots, aligner.settings.capacity) == (1, 12_288)
 
 
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("precision", list(QUANTISED))
 def test_a_quantised_decoder_still_understands(
-    floats: Bundle, bits: int, tmp_path: Path, recordings: dict[str, Recording]
+    floats: Bundle, precision: str, tmp_path: Path, recordings: dict[str, Recording]
 ) -> None:
-    graph = write_quantised(floats.component("decoder"), tmp_path / "decoder.onnx", bits)
+    graph = write_quantised(floats.component("decoder"), tmp_path / "decoder.onnx", precision)
     onnx.checker.check_model(os.fspath(graph), full_check=True)
     model = qwen3asr.load(floats.folder, slots=1)
     decoder = OrtDecoder(graph, floats.spec, slots=1, capacity=512)
@@ -96,11 +101,11 @@ def test_a_quantised_decoder_still_understands(
     assert sum(right.values()) >= len(right) - 1, right
 
 
-@pytest.mark.parametrize("bits", [8, 4])
-def test_integers_are_the_nearest_and_symmetric(bits: int) -> None:
+@pytest.mark.parametrize(("precision", "bits"), [("int8", 8), ("int4", 4)])
+def test_integers_are_the_nearest_and_symmetric(precision: str, bits: int) -> None:
     weight = np.random.default_rng(0).normal(size=(64, 6)).astype(np.float32)
     weight[:, 2] = 0
-    values, scales = quantise_symmetric("w", weight, bits)
+    values, scales = quantise_symmetric("w", weight, precision)
     wide = values.astype(np.float32) * (scales if bits == 8 else np.repeat(scales, 32, axis=0))
     half = (scales if bits == 8 else np.repeat(scales, 32, axis=0)) / 2
     assert (np.abs(wide - weight) <= half * 1.001).all()
@@ -108,26 +113,102 @@ def test_integers_are_the_nearest_and_symmetric(bits: int) -> None:
     assert not values[:, 2].astype(np.int32).any()
 
 
+def test_fp8_uses_the_whole_range_and_rounds_to_three_bits() -> None:
+    weight = np.random.default_rng(0).normal(size=(64, 6)).astype(np.float32)
+    weight[:, 2] = 0
+    values, scales = quantise_symmetric("w", weight, "fp8")
+    wide = values.astype(np.float32)
+    assert np.abs(wide[:, [0, 1, 3, 4, 5]]).max(0).tolist() == [448] * 5
+    assert not wide[:, 2].any()
+    normal = np.abs(wide) >= 2**-6
+    assert (np.abs(wide * scales - weight)[normal] <= np.abs(weight)[normal] / 16 * 1.001).all()
+
+
 def test_int4_needs_whole_blocks() -> None:
     with pytest.raises(RequestInvalid, match="whole blocks of 32"):
-        quantise_symmetric("q_proj", np.ones((80, 4), np.float32), 4)
+        quantise_symmetric("q_proj", np.ones((80, 4), np.float32), "int4")
 
 
-def test_attention_that_is_not_fused_fails_but_in_fp32() -> None:
+def test_attention_that_is_not_fused_is_told_or_fails_where_that_is_asked_but_in_fp32(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     record = Record(fused=Counter({"Attention_1": 3, "Attention_2": 1}), described=True)
-    nodes = ["Attention_1", "Attention_2", "Attention_3"]
     missing = ("Attention_2 in 2 of 3 profiles", "Attention_3 in 3 of 3 profiles")
-    assert check_fusion("decoder", nodes, 3, record, "fp32") == missing
+    assert find_unfused(["Attention_1", "Attention_2", "Attention_3"], 3, record) == missing
+    check_fusion("decoder", missing, "fp32", strict=True)
+    check_fusion("decoder", (), "bf16", strict=True)
+    assert not caplog.records
+    check_fusion("decoder", missing, "bf16", strict=False)
+    assert "decoder is not fused, as far as the builder's log tells: Attention_2 in 2 of 3 profiles" in caplog.text
     with pytest.raises(EngineUnexpected, match="Attention_2 in 2 of 3 profiles"):
-        check_fusion("decoder", nodes, 3, record, "bf16")
-    assert "unknown" in check_fusion("decoder", nodes, 3, Record(), "bf16")[0]
+        check_fusion("decoder", missing, "bf16", strict=True)
+    unknown = find_unfused(["Attention_1"], 3, Record())
+    assert "unknown" in unknown[0]
+    with pytest.raises(EngineUnexpected, match="did not list its kernels"):
+        check_fusion("decoder", unknown, "bf16", strict=True)
+
+
+def test_what_the_builder_does_not_tell_of_activations_is_what_was_planned(caplog: pytest.LogCaptureFixture) -> None:
+    order = Order("decoder", Path("decoder.onnx"), (), "bf16", 5_000)
+    told = Record(memory={"Weights": [], "Activation": [700, 900]})
+    assert _activations(order, told) == 900
+    assert not caplog.records
+    assert _activations(order, Record()) == 5_000
+    assert "did not tell the activations of the decoder" in caplog.text
+
+
+def test_components_share_the_memory_of_their_activations() -> None:
+    plan = make_plan(standin_spec("0.6b"), Settings(), "bf16")
+    assert plan.device_bytes == plan.stored + plan.cache + max(plan.activations.values())
+
+
+@pytest.mark.parametrize(("wanted", "known"), [("9.0", True), ("8.9", True), ("13.0", False)])
+def test_a_portable_builder_is_told_the_gpu_or_has_none_of_that_kind(wanted: str, known: bool) -> None:
+    config = _Config()
+    make = _builder("tensorrt_rtx", Gpu("there", wanted))
+    if not known:
+        with pytest.raises(RequestInvalid, match=r"tensorrt_rtx builds for SM\S*, SM\S*, not SM130"):
+            make._config(SimpleNamespace(create_builder_config=lambda: config), _NO_INPUTS, ())
+        return
+    make._config(SimpleNamespace(create_builder_config=lambda: config), _NO_INPUTS, ())
+    assert (config.num_compute_capabilities, config.capability) == (1, f"SM{wanted.replace('.', '')}")
+    config.takes = False
+    with pytest.raises(EngineBuildFailed, match="does not build for there"):
+        make._config(SimpleNamespace(create_builder_config=lambda: config), _NO_INPUTS, ())
+
+
+def test_only_portable_builders_are_told_a_gpu() -> None:
+    for flavour, gpu in (("tensorrt", Gpu("here", "9.0")), ("tensorrt_rtx", Gpu())):
+        config = _Config()
+        _builder(flavour, gpu)._config(SimpleNamespace(create_builder_config=lambda c=config: c), _NO_INPUTS, ())
+        assert config.capability is None
+
+
+_NO_INPUTS = SimpleNamespace(num_inputs=0)
+
+
+class _Config:
+    """IBuilderConfig, as far as it is set."""
+
+    capability: str | None = None
+    takes = True
+
+    def set_compute_capability(self, capability: str, index: int) -> bool:
+        self.capability = capability
+        return self.takes and index == 0
+
+
+def _builder(flavour: str, gpu: Gpu) -> EngineBuilder:
+    capabilities = SimpleNamespace(__members__={name: name for name in ("NONE", "CURRENT", "SM89", "SM90")})
+    module = SimpleNamespace(ProfilingVerbosity=SimpleNamespace(DETAILED=2), ComputeCapability=capabilities)
+    return EngineBuilder(Library(flavour, "1.7", module), standin_spec("0.6b"), Settings(), gpu, Timings(None))
 
 
 def test_memory_says_how_many_slots_would_fit() -> None:
     plan = make_plan(standin_spec("0.6b"), Settings(slots=32), "bf16")
-    with pytest.raises(GpuMemoryShort, match="slots=4 would fit"):
+    with pytest.raises(GpuMemoryShort, match="slots=5 would fit"):
         plan.check_memory(6_000_000_000)
-    make_plan(standin_spec("0.6b"), Settings(slots=4), "bf16").check_memory(6_000_000_000)
+    make_plan(standin_spec("0.6b"), Settings(slots=5), "bf16").check_memory(6_000_000_000)
     plan.check_memory(None)
 
 
@@ -176,6 +257,8 @@ def test_timings_of_another_version_are_left_aside(tmp_path: Path, caplog: pytes
     [
         (["export", "{tiny}", "{tmp}/out", "--gpu", "sm90"], "add --engine tensorrt"),
         (["export", "{tiny}", "{tmp}/out", "--dry-run"], "add --engine tensorrt"),
+        (["export", "{tiny}", "{tmp}/out", "--strict"], "add --engine tensorrt"),
+        (["export", "{tiny}", "{tmp}/out", "--precision", "fp8"], "'fp8' is not offered in the ort dialect"),
         (["export", "{tiny}", "{tmp}/out", "--engine", "tensorrt", "--dialect", "ort"], "leave --dialect out"),
         (["export", "{tiny}", "--engine", "tensorrt"], "name the folder to make a bundle in"),
         (["export", "{tiny}"], "name the bundle folder"),
@@ -264,6 +347,21 @@ def test_the_gpu_here_is_read_from_the_driver(monkeypatch: pytest.MonkeyPatch) -
     assert find_gpu() is None
     monkeypatch.setitem(sys.modules, "cuda.bindings", None)
     assert find_gpu() is None
+    with pytest.raises(ExtraMissing, match=r"for the GPU here needs the package cuda-python; .*qwen3asr\[tensorrt\]"):
+        find_gpu(needed=True)
+
+
+@pytest.mark.parametrize(("flavour", "needed"), [("tensorrt", True), ("tensorrt_rtx", False)])
+def test_engines_that_only_run_here_are_never_called_after_no_gpu(
+    floats: Bundle, monkeypatch: pytest.MonkeyPatch, flavour: str, needed: bool
+) -> None:
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
+    monkeypatch.setattr("qwen3asr_export.tensorrt.folder.find_library", lambda: Library(flavour, "11.4", None))
+    if needed:
+        with pytest.raises(ExtraMissing, match="cuda-python"):
+            check_order(floats.spec, SMALL, "fp32", None, None)
+    else:
+        assert check_order(floats.spec, SMALL, "fp32", None, None)[1] == Gpu("any")
 
 
 def test_the_driver_has_those_names() -> None:

@@ -230,7 +230,7 @@ def test_a_library_that_is_missing_is_named_with_what_brings_it(
     session: Any = SimpleNamespace(get_providers=lambda: ["CPUExecutionProvider"])
     with pytest.raises(DeviceUnavailable, match=r"could not start CUDA.*providers_cuda.so: .*gpu\[cuda,cudnn\]"):
         opening._check_started(session, PROVIDERS["cuda"](0, "fp32", Path()))
-    with pytest.raises(DeviceUnavailable, match=r"providers_tensorrt.so: .*'tensorrt-cu13<11'"):
+    with pytest.raises(DeviceUnavailable, match=r"providers_tensorrt.so: .*'tensorrt-cu13>=10.15,<11'"):
         opening._check_started(session, PROVIDERS["tensorrt"](0, "fp32", Path()))
     with pytest.raises(DeviceUnavailable, match=r"in its log; .*device='cpu'"):
         opening._check_started(session, PROVIDERS["nv_tensorrt_rtx"](0, "fp32", Path()))

@@ -501,7 +501,7 @@ def test_the_gpu_is_freed_when_the_request_on_its_way_is_done(
         text = threads.submit(model.transcribe, spoken.path)
         assert reached.wait(60)
         closed = threads.submit(model.close, drain=True)
-        while not model.engine.closing:
+        while not model._callers.closed:
             reached.wait(0.001)
         assert machine.held
         go.set()

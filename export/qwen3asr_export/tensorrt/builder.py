@@ -17,7 +17,14 @@ from qwen3asr.spec import ModelSpec
 from qwen3asr_export.tensorrt.gpu import Gpu
 from qwen3asr_export.tensorrt.library import Library
 from qwen3asr_export.tensorrt.log import Record, make_logger
-from qwen3asr_export.tensorrt.network import allow_unfused, attention_nodes, check_fusion, check_network, parse
+from qwen3asr_export.tensorrt.network import (
+    allow_unfused,
+    attention_nodes,
+    check_fusion,
+    check_network,
+    find_unfused,
+    parse,
+)
 from qwen3asr_export.tensorrt.progress import Share, make_monitor
 from qwen3asr_export.tensorrt.settings import Settings
 from qwen3asr_export.tensorrt.timings import Timings
@@ -34,12 +41,14 @@ class Order:
         graph: the ONNX file.
         profiles: shapes to build for.
         precision: what it is to compute in.
+        activations: bytes that are planned, for a builder that does not tell.
     """
 
     component: str
     graph: Path
     profiles: Sequence[Profile]
     precision: str
+    activations: int
 
 
 class EngineBuilder:
@@ -51,10 +60,13 @@ class EngineBuilder:
         settings: sizes that the engines fix, fitted to the model.
         gpu: what they are for.
         timings: kernels timed by builds before.
+        strict: attention that is not fused is an error.
     """
 
-    def __init__(self, library: Library, spec: ModelSpec, settings: Settings, gpu: Gpu, timings: Timings) -> None:
-        self._library, self._spec, self._settings = library, spec, settings
+    def __init__(
+        self, library: Library, spec: ModelSpec, settings: Settings, gpu: Gpu, timings: Timings, *, strict: bool = False
+    ) -> None:
+        self._library, self._spec, self._settings, self._strict = library, spec, settings, strict
         self._gpu, self._timings = gpu, timings
 
     def build(self, order: Order, target: Path, tell: Callable[[int], None]) -> EngineFile:
@@ -89,13 +101,14 @@ class EngineBuilder:
         plan = self._run(builder, network, config, tell)
         if plan is None:
             raise EngineBuildFailed(f"TensorRT built no {order.component} engine: {_words(record)}")
-        unfused = check_fusion(order.component, nodes, len(order.profiles), record, order.precision)
+        unfused = find_unfused(nodes, len(order.profiles), record)
+        check_fusion(order.component, unfused, order.precision, strict=self._strict)
         self._timings.learn(config)
         with target.open("wb") as file:
             file.write(memoryview(plan))
         return EngineFile(
             file=target.name, size=target.stat().st_size, sha256=sha256(target), profiles=tuple(order.profiles),
-            weights_bytes=record.largest("Weights"), activation_bytes=record.largest("Activation"), layers=layers,
+            weights_bytes=record.largest("Weights"), activation_bytes=_activations(order, record), layers=layers,
             unfused=unfused, seconds=round(time.perf_counter() - began, 1),
         )  # fmt: skip
 
@@ -148,6 +161,14 @@ class EngineBuilder:
         if share.failure is not None:
             raise share.failure
         return plan
+
+
+def _activations(order: Order, record: Record) -> int:
+    """As the builder says; the runtime counts slots in what they leave."""
+    told = record.largest("Activation")
+    if not told:
+        _log.warning("the builder did not tell the activations of the %s; engine.json has the plan's", order.component)
+    return told or order.activations
 
 
 def _words(record: Record) -> str:

@@ -31,6 +31,7 @@ def build_engines(
     gpu_memory: int | None = None,
     timing_cache: Path | None = None,
     replace: bool = False,
+    strict: bool = False,
     progress: Progress = lambda stage, done, total: None,
 ) -> tuple[Path, Engines]:
     """Build the engines of a bundle into ``BUNDLE/tensorrt/<gpu>-trt<version>``.
@@ -38,11 +39,14 @@ def build_engines(
     Args:
         bundle: folder that ``qwen3asr export --dialect standard`` wrote.
         settings: sizes that the engines fix.
-        precision: the bundle's, or ``int8`` or ``int4`` from a bf16 bundle, for which the folder's name has it too.
+        precision: the bundle's, or ``int8``, ``fp8`` or ``int4`` from a bf16 bundle, for which the folder's name has
+            it too.
         gpu: what they are for, as ``sm90`` or a name; by default the GPU here, or ``any``.
         gpu_memory: bytes of it, where it is not here: refuse at once what would not fit.
         timing_cache: file to keep the times of kernels in; by default beside the folder.
         replace: replace engines of that name.
+        strict: refuse engines whose attention is not fused in every profile (fp32 excepted), as far as the builder's
+            log tells; otherwise that is a warning, and recorded.
         progress: told of the component and the percentage done.
 
     Returns:
@@ -65,7 +69,7 @@ def build_engines(
         timing_cache = target.with_name(f"{_folder_name(chosen, library)}.timings")
     check_target(target, replace, MANIFEST)
     timings = Timings(timing_cache)
-    builder = EngineBuilder(library, opened.spec, plan.settings, chosen, timings)
+    builder = EngineBuilder(library, opened.spec, plan.settings, chosen, timings, strict=strict)
     with _room(opened, target, plan, replace) as folder:
         components = {}
         for component in COMPONENTS:
@@ -84,7 +88,8 @@ def check_order(
     Arguments and errors are those of :func:`build_engines`.
     """
     plan = make_plan(spec, settings, precision)
-    library, here = find_library(), find_gpu()
+    library = find_library()
+    here = find_gpu(needed=not library.portable)
     chosen = choose_gpu(gpu, here, portable=library.portable)
     plan.check_memory(gpu_memory or chosen.memory)
     return library, chosen, plan
@@ -95,7 +100,7 @@ def _build(
 ) -> EngineFile:
     stage = f"{component} engine, %"
     progress(stage, 0, PARTS)
-    order = Order(component, graph, plan.profiles[component], plan.precision)
+    order = Order(component, graph, plan.profiles[component], plan.precision, plan.activations[component])
     return builder.build(order, folder / f"{component}.engine", lambda done: progress(stage, done, PARTS))
 
 
@@ -119,7 +124,7 @@ def _graph(bundle: Bundle, component: str, precision: str, folder: Path) -> Iter
         yield source
         return
     draft = folder / f"{component}.onnx"
-    yield write_quantised(source, draft, QUANTISED[precision])
+    yield write_quantised(source, draft, precision)
     for path in (draft, draft.with_name(f"{draft.name}.data")):
         path.unlink()
 

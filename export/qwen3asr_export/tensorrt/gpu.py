@@ -6,7 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from qwen3asr.errors import BackendFailed, RequestInvalid
+from qwen3asr.engines import gpu_slug
+from qwen3asr.errors import BackendFailed, ExtraMissing, RequestInvalid
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")
 _CAPABILITY = re.compile(r"sm(\d+)(\d)")
@@ -55,15 +56,22 @@ def choose_gpu(named: str | None, here: Gpu | None, *, portable: bool) -> Gpu:
     return Gpu(name, here.compute_capability, here.memory)
 
 
-def find_gpu() -> Gpu | None:
-    """The first GPU of this machine, as cuda-python sees it; ``None`` without GPU, driver or cuda-python.
+def find_gpu(*, needed: bool = False) -> Gpu | None:
+    """The first GPU of this machine, as cuda-python sees it; ``None`` without GPU or driver.
+
+    Args:
+        needed: engines will be for that GPU only, so they must not be called after none; otherwise it is also ``None``
+            without cuda-python.
 
     Raises:
+        ExtraMissing: cuda-python is needed, and not installed.
         BackendFailed: the driver is there and fails.
     """
     try:
         from cuda.bindings import driver  # noqa: PLC0415 (an optional dependency)
-    except ModuleNotFoundError:
+    except ModuleNotFoundError as error:
+        if needed:
+            raise ExtraMissing("building engines for the GPU here", "cuda-python", "tensorrt") from error
         return None
     try:
         (status,) = driver.cuInit(0)
@@ -72,7 +80,7 @@ def find_gpu() -> Gpu | None:
     if status != driver.CUresult.CUDA_SUCCESS or _call(driver.cuDeviceGetCount) == 0:
         return None
     device = _call(driver.cuDeviceGet, 0)
-    words = bytes(_call(driver.cuDeviceGetName, 256, device)).split(b"\0")[0].decode().lower()
+    words = bytes(_call(driver.cuDeviceGetName, 256, device)).split(b"\0")[0].decode()
     attribute = driver.CUdevice_attribute
     major, minor = (
         _call(driver.cuDeviceGetAttribute, name, device)
@@ -81,8 +89,7 @@ def find_gpu() -> Gpu | None:
             attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
         )
     )
-    name = re.sub(r"[^a-z0-9]+", "-", words).strip("-")
-    return Gpu(name, f"{major}.{minor}", int(_call(driver.cuDeviceTotalMem, device)))
+    return Gpu(gpu_slug(words), f"{major}.{minor}", int(_call(driver.cuDeviceTotalMem, device)))
 
 
 def _call(function: Any, *arguments: Any) -> Any:

@@ -1,8 +1,9 @@
-"""ONNX graphs as TensorRT takes them: KV caches of a fixed length, and weights in integers where that is asked.
+"""ONNX graphs as TensorRT takes them: KV caches of a fixed length, and weights in fewer bits where that is asked.
 
-Integers are weight-only, symmetric, rounded to nearest, in front of each product (DequantizeLinear), so that they are
-what the engine stores. Int8 has a scale a column, int4 one for 32 weights: built at the 0.6B shape, a decoder takes
-806 and 778 MB where bf16 takes 1244; int8 in blocks is folded back into floats by the builder (1416 MB).
+They are of weights only, symmetric, rounded to nearest, in front of each product (DequantizeLinear), so that they are
+what the engine stores. Int8 and fp8 (e4m3) have a scale a column, int4 one for 32 weights: built at the 0.6B shape, a
+decoder takes 806 MB in int8 and 778 in int4 where bf16 takes 1244; int8 in blocks is folded back into floats by the
+builder (1416 MB).
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from qwen3asr.errors import RequestInvalid
 from qwen3asr_export.graph import Array, WeightFile
+from qwen3asr_export.tensorrt.settings import QUANTISED
 
-BLOCK = 32
-"""Int4 weights that share a scale, along the input axis."""
-_TYPES = {8: TensorProto.INT8, 4: TensorProto.INT4}
+_TYPES = {"int8": (TensorProto.INT8, 127), "fp8": (TensorProto.FLOAT8E4M3FN, 448), "int4": (TensorProto.INT4, 7)}
+"""ONNX's type, and the largest value that is used of it."""
 
 
 def fix_capacity(model: onnx.ModelProto, capacity: int) -> None:
@@ -30,17 +31,19 @@ def fix_capacity(model: onnx.ModelProto, capacity: int) -> None:
                 size.dim_value = capacity
 
 
-def write_quantised(graph: Path, target: Path, bits: int) -> Path:
-    """Copy a decoder of the standard dialect with its layers' matrices in integers, one tensor at a time.
+def write_quantised(graph: Path, target: Path, precision: str) -> Path:
+    """Copy a decoder of the standard dialect with its layers' matrices in fewer bits, one tensor at a time.
 
     Args:
         graph: the decoder, with its weights beside it; embedding and head stay as they are.
         target: the copy; its weights go beside it.
-        bits: 8 or 4.
+        precision: a key of :data:`qwen3asr_export.tensorrt.settings.QUANTISED`.
 
     Raises:
         RequestInvalid: a matrix is not made of whole blocks.
     """
+    block = QUANTISED[precision].block
+    layout: dict[str, Any] = {"axis": 0, "block_size": block} if block else {"axis": 1}
     model = onnx.load(graph, load_external_data=False)
     products = {node.input[1] for node in model.graph.node if node.op_type == "MatMul"}
     stored, nodes = [], []
@@ -52,11 +55,10 @@ def write_quantised(graph: Path, target: Path, bits: int) -> Path:
                 stored.append(weights.add(tensor.name, numpy_helper.to_array(tensor, str(graph.parent))))
             else:
                 array = numpy_helper.to_array(tensor, str(graph.parent))
-                values, scales = quantise_symmetric(tensor.name, array.astype(np.float32), bits)
-                name = f"{tensor.name}.int{bits}"
+                values, scales = quantise_symmetric(tensor.name, array.astype(np.float32), precision)
+                name = f"{tensor.name}.{precision}"
                 stored.append(numpy_helper.from_array(scales.astype(array.dtype), f"{tensor.name}.scales"))
                 stored.append(_stored(weights, name, values))
-                layout: dict[str, Any] = {"axis": 0, "block_size": BLOCK} if bits == 4 else {"axis": 1}
                 inputs = [name, f"{tensor.name}.scales"]
                 nodes.append(helper.make_node("DequantizeLinear", inputs, [tensor.name], name=f"{name}.wide", **layout))
     nodes += model.graph.node
@@ -67,29 +69,32 @@ def write_quantised(graph: Path, target: Path, bits: int) -> Path:
     return target
 
 
-def quantise_symmetric(name: str, weight: Array, bits: int) -> tuple[Array, Array]:
-    """A float32 matrix ``[in, out]`` in integers.
+def quantise_symmetric(name: str, weight: Array, precision: str) -> tuple[Array, Array]:
+    """A float32 matrix ``[in, out]`` in fewer bits.
 
     Returns:
-        Integers ``[in, out]`` in ONNX's type, and float32 scales: ``[out]`` of 8 bits, ``[in / 32, out]`` of 4.
+        Values ``[in, out]`` in ONNX's type, and float32 scales: ``[out]``, or ``[in / block, out]`` of blocks.
 
     Raises:
-        RequestInvalid: of 4 bits, ``in`` is no multiple of 32.
+        RequestInvalid: ``in`` is no multiple of the block.
     """
     rows, columns = weight.shape
-    block = rows if bits == 8 else BLOCK
+    block = QUANTISED[precision].block or rows
     if rows % block:
-        raise RequestInvalid(f"int4 engines need matrices of whole blocks of {BLOCK}, and {name} has {rows} rows")
-    blocks, most = weight.reshape(-1, block, columns), (1 << (bits - 1)) - 1
+        raise RequestInvalid(
+            f"{precision} engines need matrices of whole blocks of {block}, and {name} has {rows} rows"
+        )
+    kind, most = _TYPES[precision]
+    blocks, dtype = weight.reshape(-1, block, columns), helper.tensor_dtype_to_np_dtype(kind)
     scales = np.maximum(np.abs(blocks).max(1), np.finfo(np.float32).tiny) / most
-    values = np.rint(blocks / scales[:, None]).clip(-most, most).reshape(rows, columns)
-    integers = values.astype(helper.tensor_dtype_to_np_dtype(_TYPES[bits]))
-    return integers, scales[0] if bits == 8 else scales
+    values = (blocks / scales[:, None]).clip(-most, most).reshape(rows, columns)
+    nearest = values if precision == "fp8" else np.rint(values)  # a cast to fp8 rounds by itself
+    return nearest.astype(dtype), scales if QUANTISED[precision].block else scales[0]
 
 
 def _stored(weights: WeightFile, name: str, values: Array) -> TensorProto:
-    """A matrix of integers in the weight file; int4 packed by twos, the first in the low bits."""
-    if values.dtype.itemsize == 1 and values.dtype == np.int8:
+    """A matrix in the weight file; int4 packed by twos, the first in the low bits."""
+    if values.dtype != helper.tensor_dtype_to_np_dtype(TensorProto.INT4):
         return weights.add(name, values)
     flat = values.reshape(-1).astype(np.int8).view(np.uint8) & 15
     if len(flat) % 2:

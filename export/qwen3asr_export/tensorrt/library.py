@@ -11,8 +11,9 @@ from typing import Any
 from qwen3asr.engines import FLAVOURS
 from qwen3asr.errors import ExtraMissing, PackageTooOld
 
-LEAST = {"tensorrt": "10.14", "tensorrt_rtx": "1.2"}
-"""The first versions with KV-cache updates, rotary embedding and attention as layers of their own."""
+LEAST = {"tensorrt": "10.15", "tensorrt_rtx": "1.2"}
+"""By NVIDIA's documentation TensorRT 10.14 brought attention as a layer, 10.15 rotary embedding and KV-cache updates.
+Of TensorRT-RTX 1.7 was tried; older ones are let through, as what a parser lacks it refuses by the node's name."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,8 @@ from qwen3asr.spec import ModelSpec
 from qwen3asr_export.tensorrt.graphs import fix_capacity
 from qwen3asr_export.tensorrt.log import Record
 from qwen3asr_export.tensorrt.settings import QUANTISED
+
+_log = logging.getLogger("qwen3asr")
 
 _ATTENTION = {"ATTENTION_INPUT": "_AttentionInput", "SOFTMAX": ""}
 """Layers that stand for an attention, and what the parser appends to the node's name."""
@@ -87,20 +90,31 @@ def attention_nodes(network: Any) -> list[str]:
     return [layer.name.removesuffix(_ATTENTION[layer.type.name]) for layer in layers if layer.type.name in _ATTENTION]
 
 
-def check_fusion(component: str, nodes: list[str], profiles: int, record: Record, precision: str) -> tuple[str, ...]:
+def find_unfused(nodes: list[str], profiles: int, record: Record) -> tuple[str, ...]:
     """The attention layers that are not one kernel in every profile, each with where it is not.
 
-    Raises:
-        EngineUnexpected: there are some, at another precision than fp32.
+    As far as the builder's log tells, whose words are known of TensorRT-RTX 1.7 only. (The decoder's need no log: a
+    build that finds no fused kernel for them fails by itself, but where :func:`allow_unfused` was called.)
     """
     if not record.described:
         return ("unknown: the builder did not list its kernels",)
     fused: Mapping[str, int] = record.fused
     missing = {node: profiles - fused.get(node, 0) for node in nodes}
-    unfused = tuple(f"{node} in {count} of {profiles} profiles" for node, count in missing.items() if count > 0)
-    if unfused and precision != "fp32":
-        raise EngineUnexpected(f"attention of the {component} is not fused: {_some(unfused)}")
-    return unfused
+    return tuple(f"{node} in {count} of {profiles} profiles" for node, count in missing.items() if count > 0)
+
+
+def check_fusion(component: str, unfused: tuple[str, ...], precision: str, *, strict: bool) -> None:
+    """Warn of attention layers that are several kernels; in fp32 there are no fused ones.
+
+    Raises:
+        EngineUnexpected: there are some, at another precision, and that is to be an error.
+    """
+    if not unfused or precision == "fp32":
+        return
+    found = f"attention of the {component} is not fused, as far as the builder's log tells: {_some(unfused)}"
+    if strict:
+        raise EngineUnexpected(found)
+    _log.warning("%s; that costs speed only, and is recorded in engine.json", found)
 
 
 def _some(problems: tuple[str, ...] | list[str]) -> str:

@@ -15,9 +15,8 @@ from qwen3asr.errors import GpuMemoryShort
 from qwen3asr.spec import ModelSpec
 from qwen3asr_export.checkpoint import expected_tensors
 from qwen3asr_export.dialects import POSITIONS
-from qwen3asr_export.tensorrt.graphs import BLOCK
 from qwen3asr_export.tensorrt.profiles import decoder_profiles, encoder_profiles
-from qwen3asr_export.tensorrt.settings import QUANTISED, Settings
+from qwen3asr_export.tensorrt.settings import QUANTISED, Settings, Storage
 
 _TABLES = ("embed_tokens.weight", "lm_head.weight", "score.weight")
 _MERGED = tuple(f"{part}_proj.weight" for part in ("q", "k", "v", "gate", "up"))
@@ -55,9 +54,14 @@ class Plan:
         return sum(self.weights.values())
 
     @property
+    def scratch(self) -> int:
+        """Bytes of the activations that the components share."""
+        return max(self.activations.values())
+
+    @property
     def device_bytes(self) -> int:
-        """Device memory to run: the components take turns, but each keeps its own activations."""
-        return self.stored + self.cache + sum(self.activations.values())
+        """Device memory to run: the components take turns, and share the memory of their activations."""
+        return self.stored + self.cache + self.scratch
 
     def check_memory(self, memory: int | None) -> None:
         """Refuse what will not run on a GPU of so many bytes; ``None``: it is not known.
@@ -74,7 +78,7 @@ class Plan:
         raise GpuMemoryShort(
             f"the engines need {_gb(self.device_bytes)}, and the GPU has {_gb(memory)}: {_gb(self.stored)} weights, "
             f"{_gb(self.cache)} KV cache of {self.settings.slots} slots of {self.settings.capacity} tokens, "
-            f"{_gb(sum(self.activations.values()))} activations; {fit}, or give a smaller capacity"
+            f"{_gb(self.scratch)} activations; {fit}, or give a smaller capacity"
         )
 
     def table(self) -> str:
@@ -139,9 +143,9 @@ def weight_bytes(spec: ModelSpec, precision: str) -> dict[str, int]:
     return sizes
 
 
-def _quantised_bytes(shape: Sequence[int], bits: int) -> int:
+def _quantised_bytes(shape: Sequence[int], storage: Storage) -> int:
     rows, columns = shape  # [out, in]; scales are bf16
-    return rows * columns * bits // 8 + 2 * rows * (1 if bits == 8 else columns // BLOCK)
+    return rows * columns * storage.bits // 8 + 2 * rows * (columns // (storage.block or columns))
 
 
 def _encoder_activations(spec: ModelSpec, profile: Profile, value: int) -> int:

@@ -10,9 +10,23 @@ from qwen3asr.load import ALIGNER_CAPACITY, ASR_CAPACITY
 from qwen3asr.spec import ModelSpec
 from qwen3asr_export.dialects import POSITIONS
 
-PRECISIONS = ("bf16", "fp16", "fp32", "int8", "int4")
-"""``int8`` and ``int4`` store the decoder's layers so in an engine; everything else of it is bf16."""
-QUANTISED = {"int8": 8, "int4": 4}
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """How an engine stores a weight of the decoder's layers.
+
+    Attributes:
+        bits: of it.
+        block: weights that share a scale, along the input axis; 0: the whole column.
+    """
+
+    bits: int
+    block: int = 0
+
+
+QUANTISED = {"int8": Storage(8), "fp8": Storage(8), "int4": Storage(4, 32)}
+"""The decoder's layers are stored so in an engine; everything else of it is bf16, products and activations too."""
+PRECISIONS = ("bf16", "fp16", "fp32", *QUANTISED)
 
 
 @dataclass(frozen=True, slots=True)

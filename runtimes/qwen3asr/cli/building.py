@@ -36,6 +36,7 @@ class Building:
         gpu_memory: GB.
         timing_cache: file.
         force: replace engines of the same name.
+        strict: refuse engines whose attention is not fused.
     """
 
     sizes: Mapping[str, int | None]
@@ -44,17 +45,19 @@ class Building:
     gpu_memory: float | None
     timing_cache: Path | None
     force: bool
+    strict: bool = False
 
     @property
     def asked(self) -> set[str]:
         """Names of what was given that only engines have."""
         given = {**self.sizes, "gpu": self.gpu, "gpu_memory": self.gpu_memory, "timing_cache": self.timing_cache}
+        given["strict"] = self.strict or None
         return {name for name, value in given.items() if value is not None}
 
     @property
     def bundle_precision(self) -> str:
         """What a bundle is exported in for these engines."""
-        return "bf16" if self.precision in (None, "int8", "int4") else self.precision
+        return "bf16" if self.precision in (None, "int8", "fp8", "int4") else self.precision
 
     def check(self, spec: ModelSpec) -> None:
         """Refuse what cannot be built, before the minutes of an export."""
@@ -79,7 +82,7 @@ class Building:
         with console.stages() as progress:
             folder, engines = tensorrt.build_engines(
                 bundle, settings=self._settings(), precision=self.precision, gpu=self.gpu, gpu_memory=self._memory,
-                timing_cache=self.timing_cache, replace=self.force, progress=progress,
+                timing_cache=self.timing_cache, replace=self.force, strict=self.strict, progress=progress,
             )  # fmt: skip
         print("\n".join(describe(folder, engines)))
 

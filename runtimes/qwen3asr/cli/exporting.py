@@ -30,6 +30,7 @@ class Precision(StrEnum):
     bf16 = "bf16"
     int8 = "int8"
     int4 = "int4"
+    fp8 = "fp8"
 
 
 class Device(StrEnum):
@@ -86,7 +87,8 @@ def export(
         ),
     ] = Target.onnx,
     precision: Annotated[
-        Precision, typer.Option(help="auto: int8 for cpu; bf16 for cuda and engines, in a bundle as it is.")
+        Precision,
+        typer.Option(help="auto: int8 for cpu; bf16 for cuda and engines, in a bundle as it is. fp8: of engines only."),
     ] = Precision.auto,
     device: Annotated[Device, typer.Option(help="What it is to run on; decides what auto is.")] = Device.cpu,
     dialect: Annotated[
@@ -113,6 +115,7 @@ def export(
     gpu: Annotated[str | None, option("What engines are for: sm90, a name, any; default: the GPU here.")] = None,
     gpu_memory: Annotated[float | None, option("GB of the GPU: refuse what does not fit.")] = None,
     timing_cache: Annotated[Path | None, option("File that keeps the times of kernels between builds.")] = None,
+    strict: Annotated[bool, option("Refuse engines whose attention is not fused; without, that is a warning.")] = False,
     aligner: Annotated[Path | None, typer.Option(help="Aligner's bundle, for word times on Triton.")] = None,
 ) -> None:
     r"""Turn a checkpoint into an ONNX bundle, verified against transformers, or a bundle into TensorRT engines.
@@ -123,7 +126,7 @@ def export(
     sizes = {"slots": slots, "capacity": capacity, "chunk": chunk, "draft": draft, "windows": windows}
     wanted = None if precision is Precision.auto else precision.value
     building = Building(
-        sizes | {"workspace": workspace, "level": level}, wanted, gpu, gpu_memory, timing_cache, force
+        sizes | {"workspace": workspace, "level": level}, wanted, gpu, gpu_memory, timing_cache, force, strict
     )  # fmt: skip
     _check_engine(engine, dialect, dry_run, building, aligner)
     _exporter()
@@ -143,12 +146,11 @@ def export(
         )  # fmt: skip
         building.run_after_export(target)
     else:
-        dialect = dialect or Dialect.ort
-        _show(
-            _export(
-                _named(checkpoint), target, precision, device, dialect, revision, offline, random_like, check, force
-            )
-        )
+        made = _export(
+            _named(checkpoint), target, precision.value, device, dialect or Dialect.ort, revision, offline, random_like,
+            check, force,
+        )  # fmt: skip
+        _show(made)
 
 
 def _check_engine(

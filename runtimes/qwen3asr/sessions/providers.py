@@ -124,7 +124,7 @@ def tensorrt_provider(index: int, precision: str, cache: Path, *, graphs: bool =
         "trt_bf16_enable": str(int(precision == "bf16")),
     }
     behind = cuda_provider(index, precision, cache)
-    packages = "'onnxruntime-gpu[cuda,cudnn]', and the TensorRT that it was built for: 'tensorrt-cu13<11'"
+    packages = "'onnxruntime-gpu[cuda,cudnn]', and the TensorRT that it was built for: 'tensorrt-cu13>=10.15,<11'"
     return Provider(TENSORRT_NAME, options, "cuda", index, prefix="trt", behind=behind, packages=packages)
 
 
