@@ -139,8 +139,7 @@ def test_a_pool_that_was_closed_since_the_check_is_a_closed_engine(
     private: Recognizer, recordings: dict[str, Recording], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The moment between the two used to be an internal error."""
-    private._threads.shutdown()
-    monkeypatch.setattr(private, "_request", lambda **_: private.engine.close())
+    monkeypatch.setattr(private, "_request", lambda **_: private.close())
     with pytest.raises(EngineClosed):
         asyncio.run(private.transcribe_async(recordings["german"].path))
 

@@ -351,3 +351,6 @@ def test_a_model_repository_is_written_from_a_bundle(
     assert "--engine tensorrt" in run("export", asr_bundle, tmp_path / "x", "--engine", "triton", "--chunk", 64).err
     assert "--engine triton" in run("export", asr_bundle, tmp_path / "x", "--aligner", aligner_bundle).err
     assert "model repository" in run("export", asr_bundle, "--engine", "triton").err
+    for more in (("--precision", "int4"), ("--force",), ("--no-verify",), ("--dialect", "standard"), ("--offline",)):
+        assert "it takes --aligner" in run("export", asr_bundle, tmp_path / "x", "--engine", "triton", *more).err
+    assert not (tmp_path / "x").exists()

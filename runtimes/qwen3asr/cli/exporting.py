@@ -129,6 +129,10 @@ def export(
         sizes | {"workspace": workspace, "level": level}, wanted, gpu, gpu_memory, timing_cache, force, strict
     )  # fmt: skip
     _check_engine(engine, dialect, dry_run, building, aligner)
+    if engine is Target.triton and (dialect or revision or offline or random_like or force or wanted or not check):
+        raise RequestInvalid(
+            "a model repository is written from a bundle; of the options it takes --aligner, --device, --slots"
+        )
     _exporter()
     if engine is Target.triton:
         _write_repository(_named(checkpoint), target, aligner, device, slots)

@@ -7,6 +7,7 @@ import ipaddress
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
+from urllib.parse import urlsplit
 
 import typer
 
@@ -60,6 +61,8 @@ def serve(
     )
     if not settings.api_keys and not _loopback(host):
         console.warn(f"{host} may be reached from other machines, and anybody may call: give an --api-key")
+    if wyoming is not None and not _loopback(urlsplit(wyoming).hostname or "localhost"):
+        console.warn(f"{wyoming} may be reached from other machines, and Wyoming knows no keys: anybody may call")
     _log_to_stderr()
     with qwen3asr.load(
         model, aligner=aligner, device=device, engine=engine, threads=threads, slots=slots, queue=queue
@@ -79,9 +82,9 @@ async def _serve(
 
     beside = await run(model, wyoming)
     try:
-        await serve_http(model, settings, host=host, port=port)
+        await serve_http(model, settings, host=host, port=port, stop_beside=beside.stop)
     finally:
-        await beside.stop()
+        await beside.stop(0)
 
 
 def _loopback(host: str) -> bool:

@@ -7,6 +7,8 @@ from typing import Literal
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
+from qwen3asr.types import FinishReason
+
 
 class Usage(BaseModel):
     """What a transcription is counted by."""
@@ -16,10 +18,15 @@ class Usage(BaseModel):
 
 
 class TextAnswer(BaseModel):
-    """``response_format=json``."""
+    """``response_format=json``.
+
+    Attributes:
+        finish_reason: ours, not OpenAI's: ``length`` where the text is cut, ``loop`` where it ran in a circle.
+    """
 
     text: str
     usage: Usage
+    finish_reason: FinishReason
 
 
 class WordTime(BaseModel):
@@ -56,6 +63,7 @@ class VerboseAnswer(BaseModel):
     duration: float
     text: str
     usage: Usage
+    finish_reason: FinishReason
     words: list[WordTime] | None = None
     segments: list[SegmentTime] | None = None
 

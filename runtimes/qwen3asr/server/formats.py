@@ -31,7 +31,7 @@ def render(result: Transcript, form: TranscriptionForm) -> Response:
         case "verbose_json":
             return json_of(_verbose(result, form.timestamp_granularities))
         case _:
-            return json_of(TextAnswer(text=result.text, usage=_usage(result)))
+            return json_of(TextAnswer(text=result.text, usage=_usage(result), finish_reason=result.finish_reason))
 
 
 def word_times(words: Iterable[Word]) -> list[WordTime]:
@@ -55,6 +55,7 @@ def _verbose(result: Transcript, granularities: Collection[str]) -> VerboseAnswe
         duration=round(result.duration, 3),
         text=result.text,
         usage=_usage(result),
+        finish_reason=result.finish_reason,
         words=word_times(result.words) if "word" in granularities else None,
         segments=segments if "segment" in granularities else None,
     )

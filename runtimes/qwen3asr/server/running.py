@@ -6,7 +6,9 @@ import asyncio
 import logging
 import signal
 import socket
+from collections.abc import Awaitable, Callable
 from types import FrameType
+from typing import TypeAlias
 
 import uvicorn
 
@@ -14,6 +16,8 @@ from qwen3asr.recognizer import Recognizer
 from qwen3asr.server.app import create_app
 from qwen3asr.server.lifecycle import Lifecycle
 from qwen3asr.server.settings import ServerSettings
+
+StopBeside: TypeAlias = Callable[[float], Awaitable[None]]
 
 _CLOSE_SECONDS = 5  # for clients that take long to read their answer
 _ENDING_SECONDS = 0.5  # for what was inside the model, which ends by its closing
@@ -23,8 +27,9 @@ _log = logging.getLogger("qwen3asr.server")
 
 
 async def serve(
-    model: Recognizer, settings: ServerSettings | None = None, *, host: str = "127.0.0.1", port: int = 8000
-) -> None:
+    model: Recognizer, settings: ServerSettings | None = None, *, host: str = "127.0.0.1", port: int = 8000,
+    stop_beside: StopBeside | None = None,
+) -> None:  # fmt: skip
     """Serve until SIGTERM or SIGINT, and return when all that was begun is done.
 
     After the signal, work is refused and ``/ready`` says so, while ``/health`` still answers. What is not done after
@@ -36,6 +41,8 @@ async def serve(
         settings: how to behave.
         host: name or address to listen on.
         port: 0 takes a free one, which the log tells.
+        stop_beside: stops another server of the same model, which drains at the same time; called with the seconds
+            that it has.
 
     Raises:
         OSError: the address cannot be listened on.
@@ -54,17 +61,19 @@ async def serve(
     with socket.create_server((host, port), family=family) as listener:
         shown = f"[{host}]" if ":" in host else host
         _log.info("listening on http://%s:%d", shown, listener.getsockname()[1])
-        await _Server(config, model, settings, app.state.lifecycle).serve([listener])
+        await _Server(config, model, settings, app.state.lifecycle, stop_beside).serve([listener])
 
 
 class _Server(uvicorn.Server):
     """Uvicorn's, which would break off the requests that it has and end by the signal that it got."""
 
     def __init__(
-        self, config: uvicorn.Config, model: Recognizer, settings: ServerSettings, lifecycle: Lifecycle
-    ) -> None:
+        self, config: uvicorn.Config, model: Recognizer, settings: ServerSettings, lifecycle: Lifecycle,
+        stop_beside: StopBeside | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(config)
         self._model, self._settings, self._lifecycle = model, settings, lifecycle
+        self._stop_beside = stop_beside
         self._loop = asyncio.get_running_loop()
         self._stopping: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
@@ -83,7 +92,12 @@ class _Server(uvicorn.Server):
 
     async def _drain(self) -> None:
         _log.info("stopping: %d requests are under way", self._lifecycle.running)
-        if not await self._lifecycle.drained(self._settings.drain_seconds):
+        seconds = self._settings.drain_seconds
+        beside = None if self._stop_beside is None else asyncio.ensure_future(self._stop_beside(seconds))
+        drained = await self._lifecycle.drained(seconds)
+        if beside is not None:  # which uses the model, too
+            await beside
+        if not drained:
             _log.warning("%d requests are broken off, not done in time", self._lifecycle.running)
             self._closing = self._loop.create_task(asyncio.to_thread(self._model.close))
             await asyncio.wait([self._closing], timeout=_ENDING_SECONDS)  # it waits for passes of the aligner

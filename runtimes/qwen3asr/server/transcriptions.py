@@ -98,7 +98,8 @@ async def _events(transcribe: Transcribe, request_id: str) -> AsyncGenerator[str
         async with aclosing(_texts(transcribe)) as texts:
             async for each in texts:
                 if isinstance(each, Transcript):
-                    yield event({"type": "transcript.text.done", "text": each.text})
+                    done = {"type": "transcript.text.done", "text": each.text, "finish_reason": each.finish_reason}
+                    yield event(done)
                 else:
                     yield event({"type": "transcript.text.delta", "delta": each})
                 begun = True

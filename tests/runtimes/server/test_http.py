@@ -177,7 +177,7 @@ def test_granularities_choose_what_comes(http: httpx.Client, recordings: dict[st
     def keys(**parameters: Any) -> set[str]:
         return set(_send(http, recordings["german"], response_format="verbose_json", **parameters).json())
 
-    always = {"task", "language", "duration", "text", "usage"}
+    always = {"task", "language", "duration", "text", "usage", "finish_reason"}
     assert keys() == always | {"segments"}
     assert keys(**{"timestamp_granularities[]": "word"}) == always | {"words"}
     assert keys(**{"timestamp_granularities[]": ["segment", "word"]}) == always | {"words", "segments"}
@@ -243,7 +243,9 @@ def test_a_stream_is_server_sent_events_that_end_by_done(http: httpx.Client, rec
     ]
     assert lines[-2:] == ["data: [DONE]", ""]
     silent = _send(http, recordings["silence"], stream="true").text
-    assert silent == 'data: {"type": "transcript.text.done", "text": ""}\n\ndata: [DONE]\n\n'
+    assert (
+        silent == 'data: {"type": "transcript.text.done", "text": "", "finish_reason": "no_speech"}\n\ndata: [DONE]\n\n'
+    )
 
 
 def test_an_error_within_a_stream_is_an_event(

@@ -17,9 +17,14 @@ from pathlib import Path
 
 import httpx2 as httpx
 import pytest
+import uvicorn
 from tests.conftest import ROOT, Recording
 
+import qwen3asr
 from qwen3asr import cli
+from qwen3asr.server import ServerSettings, create_app
+from qwen3asr.server.lifecycle import Lifecycle
+from qwen3asr.server.running import _Server
 
 
 class Process:
@@ -195,6 +200,32 @@ def test_wyoming_beside_it(asr_bundle: Path, recordings: dict[str, Recording]) -
         assert process.end() == 0
 
 
+def test_what_is_served_beside_stops_at_the_same_time(asr_bundle: Path) -> None:
+    """Wyoming took new utterances until HTTP had drained, and the model might be closed under them."""
+
+    async def scene() -> None:
+        lifecycle, given, done = Lifecycle(), asyncio.Queue[float](), asyncio.Event()
+
+        async def stop_beside(seconds: float) -> None:
+            given.put_nowait(seconds)
+            await done.wait()
+
+        with qwen3asr.load(asr_bundle, slots=1) as model:
+            config = uvicorn.Config(create_app(model))
+            server = _Server(config, model, ServerSettings(drain_seconds=20), lifecycle, stop_beside)
+            with lifecycle.work():
+                draining = asyncio.create_task(server._drain())
+                assert await given.get() == 20
+            for _ in range(5):
+                await asyncio.sleep(0)
+            assert not server.should_exit
+            done.set()
+            await draining
+            assert server.should_exit
+
+    asyncio.run(asyncio.wait_for(scene(), 30))
+
+
 @pytest.fixture
 def fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
     """The exit code of the command in this process, and what it says."""
@@ -217,6 +248,8 @@ def test_what_cannot_be_served(fails: Callable[..., tuple[int, str]], asr_bundle
     assert (code, said) == (2, "error: max_upload_bytes=0 lets nothing through; give more than 0")
     for host, warned in (("::1", False), ("localhost", False), ("example.org", True)):
         assert ("anybody may call" in fails(tmp_path / "none", "--host", host)[1]) == warned
+    for uri, warned in (("tcp://127.0.0.1:1", False), ("tcp://0.0.0.0:1", True)):
+        assert ("Wyoming knows no keys" in fails(tmp_path / "none", "--wyoming", uri)[1]) == warned
     with socket.create_server(("127.0.0.1", 0)) as taken:
         code, said = fails(asr_bundle, "--port", taken.getsockname()[1])
     assert (code, "Address already in use" in said) == (3, True)
