@@ -11,31 +11,24 @@ engine itself fail, every waiter is told, and it starts anew for the next reques
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
-import math
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import Future, InvalidStateError
+from collections.abc import Callable, Collection
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TypeVar
 
-import numpy as np
-
-from qwen3asr.decoder import Decoder, not_finite
+from qwen3asr.batch import Batch, settle
+from qwen3asr.decoder import Decoder
 from qwen3asr.encoder import Encoder
-from qwen3asr.errors import DeadlineExceeded, EngineBusy, EngineClosed, EngineFailed, Qwen3AsrError, RequestInvalid
+from qwen3asr.errors import DeadlineExceeded, EngineBusy, EngineClosed, EngineFailed, RequestInvalid
 from qwen3asr.generate import Generation
 from qwen3asr.jobs import Job, Prefix, Task
 from qwen3asr.metrics import Metrics
 from qwen3asr.prompt import Frame
-from qwen3asr.scheduler import Encode, Plan, Policy, Prefill, Row, Scheduler, Step
-from qwen3asr.sessions.base import Embeddings, Picked
-
-T = TypeVar("T")
+from qwen3asr.scheduler import Policy
 
 _log = logging.getLogger("qwen3asr")
 
@@ -61,16 +54,13 @@ class Engine:
     ) -> None:  # fmt: skip
         if queue < 1:
             raise RequestInvalid(f"queue={queue} lets nothing wait; give at least 1")
-        self._encoder, self._decoder, self._eos = encoder, decoder, frozenset(eos)
-        self.queue, self._policy, self._clock = queue, policy or Policy(), clock
+        self._encoder, self._decoder, self.queue, self._clock = encoder, decoder, queue, clock
         self.metrics = Metrics(decoder.slots * decoder.capacity, clock)
-        self._tasks: dict[int, Task] = {}
-        self._settled: list[tuple[Future[Generation], Generation | Exception]] = []
-        self._prefixes: dict[int, Prefix] = {}
         self._abandoned: deque[Prefix] = deque()  # their streams were forgotten; no lock is needed to append
-        self._scheduler = self._new_scheduler()
-        self._numbers = itertools.count()
-        self._change = threading.Condition()  # guards all of the above, but while the device runs
+        self._change = threading.Condition()  # guards all that follows
+        self._batch = Batch(
+            encoder, decoder, eos, policy or Policy(), self.metrics, clock, self._change, self._change.notify_all
+        )
         self._life = _Life()
         weakref.finalize(self, _stop, self._change, self._life)
 
@@ -127,15 +117,16 @@ class Engine:
         """
         arrived = self._clock()
         with self._change:
-            while not job.live and self._scheduler.overdue >= self.queue and not self._life.closing:
+            while not job.live and self._batch.overdue >= self.queue and not self._life.closing:
                 if not wait:
                     self.metrics.refused()
-                    raise EngineBusy(f"{self._scheduler.overdue} requests are waiting", self.retry_after())
+                    raise EngineBusy(f"{self._batch.overdue} requests are waiting", self.retry_after())
                 left = None if job.timeout is None else job.timeout - (self._clock() - arrived)
                 if left is not None and left <= 0:
                     raise DeadlineExceeded(job.timeout or 0.0)
                 self._change.wait(left)
-            task = self._add(job, arrived)
+            self._check_open()
+            task = self._batch.add(job, arrived)
             self.metrics.submitted()
             if self._life.thread is None:
                 self._start_thread(task)
@@ -156,12 +147,9 @@ class Engine:
         with self._change:
             self._check_open()
             self._release_abandoned()
-            if len(self._prefixes) >= self.slots + self.queue:
-                raise EngineBusy(f"{len(self._prefixes)} streams are open", self.retry_after())
-            prefix = Prefix(next(self._numbers), frame)
-            self._prefixes[prefix.number] = prefix
-            self._scheduler.open_lease(prefix.number)
-            return prefix
+            if len(self._batch.prefixes) >= self.slots + self.queue:
+                raise EngineBusy(f"{len(self._batch.prefixes)} streams are open", self.retry_after())
+            return self._batch.open(frame)
 
     def restart(self, prefix: Prefix, frame: Frame) -> None:
         """Forget what a prefix kept, and go on with another frame; its place among the streams stays.
@@ -170,9 +158,7 @@ class Engine:
             RequestInvalid: the prefix was released, or is at work.
         """
         with self._change:
-            self._check_prefix(prefix)
-            prefix.frame, prefix.windows = frame, []
-            self._scheduler.trim_lease(prefix.number, 0)
+            self._batch.restart(prefix, frame)
 
     def abandon(self, prefix: Prefix) -> None:
         """Release a prefix soon. Takes no lock, and so may be called wherever a garbage collector runs."""
@@ -181,8 +167,7 @@ class Engine:
     def release(self, prefix: Prefix) -> None:
         """Forget a prefix, now or when its job ends; harmless when done twice."""
         with self._change:
-            if self._prefixes.pop(prefix.number, None) is not None:
-                self._scheduler.close_lease(prefix.number)
+            self._batch.release(prefix)
 
     def close(self, *, drain: bool = False) -> None:
         """End the engine's thread. Jobs on their way are finished first (``drain``), or rejected with EngineClosed."""
@@ -190,53 +175,19 @@ class Engine:
             self._life.draining = drain
         _stop(self._change, self._life)
 
-    def _add(self, job: Job, arrived: float) -> Task:
-        self._check_open()
-        prefix, frame, kept = job.prefix, job.frame, list[Embeddings]()
-        if prefix is not None:
-            self._check_prefix(prefix)
-            if job.keep > len(prefix.windows):
-                raise RequestInvalid(f"the prefix keeps {len(prefix.windows)} windows, not {job.keep}")
-            frame, kept = prefix.frame, prefix.windows[: job.keep]
-        audio = sum(map(len, kept)) + sum(self._encoder.tokens(mel.shape[1]) for mel in job.windows)
-        if not audio:
-            raise RequestInvalid("there is no audio in this request; give at least one window with frames")
-        pads, draft = np.full(audio, self._decoder.audio_pad, np.int64), np.array(job.draft, np.int64)
-        ids = np.concatenate([frame.head, pads, frame.tail, draft])
-        room = self.capacity - len(ids) + len(draft)
-        if job.budget < 1 or room < max(job.budget, len(draft)):
-            raise RequestInvalid(
-                f"a budget of {job.budget} tokens and a draft of {len(draft)} do not fit the KV cache, which has room "
-                f"for {max(room, 0)} behind this prompt; load the model with a larger capacity="
-            )
-        task = Task.of(next(self._numbers), job, arrived, ids, len(frame.head), kept)
-        if prefix is not None:
-            prefix.busy, prefix.windows = True, list(kept)
-            self._scheduler.trim_lease(prefix.number, prefix.tokens())
-        self._tasks[task.number] = task
-        lease = None if prefix is None else prefix.number
-        self._scheduler.add(Row(task.number, len(job.windows), len(ids), job.live, lease))
-        return task
-
     def _start_thread(self, task: Task) -> None:
         thread = threading.Thread(target=self._serve, name="qwen3asr-engine", daemon=True)
         try:
             thread.start()
         except RuntimeError as error:
-            self._end(task, None)
+            self._batch.end(task, None)
             self.metrics.failed(EngineFailed.__name__)
             raise EngineFailed(error) from error
         self._life.thread = thread
 
-    def _check_prefix(self, prefix: Prefix) -> None:
-        if prefix.number not in self._prefixes:
-            raise RequestInvalid("this prefix was released; open another")
-        if prefix.busy:
-            raise RequestInvalid("a prefix takes one job after the other")
-
     def _release_abandoned(self) -> None:
         while self._abandoned:
-            self.release(self._abandoned.popleft())
+            self._batch.release(self._abandoned.popleft())
 
     def _check_open(self) -> None:
         if self._life.closing:
@@ -244,7 +195,7 @@ class Engine:
 
     def retry_after(self) -> float:
         """Seconds until a full queue should have room again: what a request takes, times its place in the queue."""
-        return self.metrics.mean_service_seconds() * (self._scheduler.waiting + 1) / self.slots
+        return self.metrics.mean_service_seconds() * (self._batch.waiting + 1) / self.slots
 
     # --- the thread ------------------------------------------------------------------------------------------
 
@@ -262,220 +213,31 @@ class Engine:
         """One piece of work; ``False`` when the thread is to end."""
         with self._change:
             if self._life.closing and not self._life.draining:
-                self._reject_all(EngineClosed())
+                self._batch.reject(EngineClosed())
             self._release_abandoned()
-            self._sweep()
-            plan = self._scheduler.plan()
-            self.metrics.state(self._scheduler.waiting, len(self._scheduler.running), self._scheduler.tokens)
-            idle = plan is None and not self._settled
+            self._batch.sweep()
+            plan = self._batch.plan()
+            idle = plan is None and not self._batch.settled
             if idle and not self._life.closing and self._change.wait(IDLE_SECONDS):
                 return True
-            if idle and not self._tasks:  # none that came as the waiting ended
+            if idle and not self._batch.tasks:  # none that came as the waiting ended
                 self._life.thread = None
                 return False
         if plan is not None:
-            self._run(plan)
+            self._batch.run(plan)
         self._settle()
         return True
 
     def _settle(self) -> None:
-        """Give out results, outside of the lock: their callbacks may ask for more."""
         with self._change:
-            settled, self._settled = self._settled, []
-        for future, outcome in settled:
-            try:
-                if isinstance(outcome, Generation):
-                    future.set_result(outcome)
-                else:
-                    future.set_exception(outcome)
-            except InvalidStateError:  # cancelled in this very moment
-                future.set_running_or_notify_cancel()
-
-    def _sweep(self) -> None:
-        """Let go of jobs that nobody waits for any more."""
-        now = self._clock()
-        for task in list(self._tasks.values()):
-            if task.future.cancelled():
-                self._end(task, None)
-                task.future.set_running_or_notify_cancel()  # those in concurrent.futures.wait() hear of it only so
-                self.metrics.finished("cancelled")
-            elif now >= task.deadline:
-                self._end(task, DeadlineExceeded(task.job.timeout or 0.0))
+            settled, self._batch.settled = self._batch.settled, []
+        settle(settled)
 
     def _start_anew(self, error: BaseException) -> None:
-        """What failed is no job's own: tell every waiter, and leave an engine that the next request can use."""
         with self._change:
-            for task in self._tasks.values():
-                self._settled.append((task.future, EngineFailed(error)))
-                self.metrics.failed(EngineFailed.__name__)
-            self._tasks.clear()
-            self._scheduler = self._new_scheduler()
-            for prefix in self._prefixes.values():
-                prefix.busy = False
-                self._scheduler.open_lease(prefix.number)
+            self._batch.start_anew(error)
             self._life.thread = None
-            self._change.notify_all()
         self._settle()
-
-    def _new_scheduler(self) -> Scheduler:
-        return Scheduler(self._decoder.slots, self._encoder.batch_windows, self._policy)
-
-    def _reject_all(self, error: Qwen3AsrError) -> None:
-        for task in list(self._tasks.values()):
-            self._end(task, error)
-
-    def _end(self, task: Task, outcome: Generation | Exception | None) -> None:
-        del self._tasks[task.number]
-        prefix, keep = task.job.prefix, 0
-        if prefix is not None:
-            keep, prefix.busy = prefix.tokens(), False
-        self._scheduler.end(task.number, keep)
-        if isinstance(outcome, Exception):
-            self.metrics.failed(type(outcome).__name__)
-        if outcome is not None:
-            self._settled.append((task.future, outcome))
-        self._change.notify_all()  # there may be room in the queue
-
-    # --- the device ------------------------------------------------------------------------------------------
-
-    def _run(self, plan: Plan) -> None:
-        if isinstance(plan, Encode):
-            self._encode(plan)
-        elif isinstance(plan, Prefill):
-            self._prefill(plan)
-        else:
-            self._step(plan)
-
-    def _encode(self, plan: Encode) -> None:
-        tasks = [self._tasks[number] for number, _ in plan.windows]
-        for task in tasks:
-            self._begun(task)
-        shares = [task.next_windows(count) for task, (_, count) in zip(tasks, plan.windows, strict=True)]
-
-        def encode(members: Sequence[int]) -> list[list[Embeddings]]:
-            rows = iter(self._encoder.encode([mel for index in members for mel in shares[index]]))
-            return [list(itertools.islice(rows, len(shares[index]))) for index in members]
-
-        def take(task: Task, rows: list[Embeddings]) -> None:
-            task.encoded(rows)
-            self._scheduler.encoded(task.number, len(rows))
-            prefix = task.job.prefix
-            if prefix is not None:
-                prefix.windows = task.rows[: task.job.keep + task.job.complete]
-            self.metrics.encoded(len(rows))
-
-        self._each(tasks, encode, take)
-
-    def _prefill(self, plan: Prefill) -> None:
-        task = self._tasks[plan.number]
-        self._begun(task)
-        ids = task.ids[plan.start : plan.stop]
-        wanted = np.arange(max(task.asked, plan.start), plan.stop) - plan.start
-
-        def feed(_: Sequence[int]) -> list[Picked]:
-            return [self._decoder.feed(ids, task.audio_rows(plan.start, plan.stop), wanted, plan.slot, plan.start)]
-
-        def take(task: Task, picked: Picked) -> None:
-            task.answers += zip(picked.tokens[0].tolist(), picked.logprobs[0].tolist(), strict=True)
-            self.metrics.prefilled(len(ids))
-            self._scheduler.prefilled(task.number, plan.stop)
-            if plan.stop == len(task.ids):
-                task.prefilled()
-                self._begin(task)
-
-        self._each([task], feed, take)
-
-    def _begin(self, task: Task) -> None:
-        """The prompt is fed: take what the draft had right, and the first answer that it had not."""
-        draft = task.job.draft
-        for index, (token, logprob) in enumerate(task.answers):
-            if self._write(task, token, logprob, drafted=index > 0):
-                return
-            if index == len(draft) or token != draft[index]:
-                self._scheduler.start(task.number, task.asked + 1 + index)
-                return
-
-    def _step(self, plan: Step) -> None:
-        for swap in plan.swaps:
-            self._decoder.swap(*swap)
-        tasks = [self._tasks[number] for number in plan.numbers]
-        tokens, past = [task.tokens[-1] for task in tasks], [self._scheduler.row(n).fed for n in plan.numbers]
-
-        def step(members: Sequence[int]) -> list[tuple[int, float]]:
-            fed, held = [tokens[index] for index in members], [past[index] for index in members]
-            picked = self._decoder.step_rows(fed, held, first=members[0])
-            return list(zip(picked.tokens[:, 0].tolist(), picked.logprobs[:, 0].tolist(), strict=True))
-
-        def take(task: Task, answer: tuple[int, float]) -> None:
-            token, logprob = answer
-            row = self._scheduler.row(task.number)
-            self._scheduler.stepped(task.number)
-            if not math.isfinite(logprob):
-                raise not_finite(row.slot or 0, row.fed)
-            self._write(task, token, logprob)
-
-        self._each(tasks, step, take)
-        self.metrics.stepped(len(tasks))
-
-    def _each(
-        self, tasks: Sequence[Task], run: Callable[[Sequence[int]], Sequence[T]], take: Callable[[Task, T], None]
-    ) -> None:
-        """Run once for all, and take what each has got; should that fail, once for each. Who fails alone is rejected.
-
-        Args:
-            tasks: who takes part.
-            run: results of those of them with these indices.
-            take: commits a task's result.
-        """
-        outcomes: list[T | Exception] = []
-        try:
-            outcomes += run(range(len(tasks)))
-        except Exception as error:  # noqa: BLE001 (whatever a backend raises belongs to the job it was run for)
-            outcomes = [error] if len(tasks) == 1 else [_alone(run, index) for index in range(len(tasks))]
-        for task, outcome in zip(tasks, outcomes, strict=True):
-            with self._change:
-                try:
-                    if isinstance(outcome, Exception):
-                        raise outcome
-                    take(task, outcome)
-                except Exception as error:
-                    if task.number not in self._tasks:  # it had ended: this is none of its errors
-                        raise
-                    self._end(task, error)
-
-    def _write(self, task: Task, token: int, logprob: float, *, drafted: bool = False) -> bool:
-        """Take an answer; ``True`` if the text ends with it. Those of a draft come at once, with no time between."""
-        reason = task.write(token, logprob, self._eos)
-        if not drafted:
-            self._count(task)
-        if reason is None:
-            return False
-        self._end(task, task.generation(reason))
-        wall = self._clock() - task.submitted
-        self.metrics.finished(reason, tokens=len(task.tokens), audio_seconds=task.audio_seconds, seconds=wall)
-        return True
-
-    def _count(self, task: Task) -> None:
-        now = self._clock()
-        if task.last is None:
-            self.metrics.first_token(now - task.submitted)
-        else:
-            self.metrics.next_token(now - task.last)
-        task.last = now
-
-    def _begun(self, task: Task) -> None:
-        if not task.begun:
-            task.begun = True
-            self.metrics.admitted(self._clock() - task.submitted)
-
-
-def _alone(run: Callable[[Sequence[int]], Sequence[T]], index: int) -> T | Exception:
-    """What one task gets by itself."""
-    try:
-        (outcome,) = run([index])
-    except Exception as error:  # noqa: BLE001 (as where all were run together)
-        return error
-    return outcome
 
 
 @dataclass(slots=True)

@@ -157,6 +157,6 @@ def test_a_client_that_is_killed_leaves_nothing_behind(private: Recognizer, reco
         client.wait()
         wait_for(lambda: server.lifecycle.running == 0)
         gate.open.set()
-        wait_for(lambda: not private.engine._tasks)
+        wait_for(lambda: not private.engine._batch.tasks)
         assert transcribe(server.url, spoken.path.read_bytes()).json()["text"] == spoken.text
     assert private.metrics.snapshot().finished["cancelled"] == 1

@@ -87,13 +87,13 @@ def test_a_dead_worker_thread_is_told_to_its_callers_and_the_next_request_is_ser
     private: Recognizer, recordings: dict[str, Recording], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(threading, "excepthook", lambda _: None)
-    step = private.engine._step
+    step = private.engine._batch._step
     spoken = recordings["german"]
     with stoppable(private) as server:
-        private.engine._step = _raise(SystemExit())  # type: ignore[method-assign]
+        private.engine._batch._step = _raise(SystemExit())  # type: ignore[method-assign]
         answer = transcribe(server.url, spoken.path.read_bytes())
         assert (answer.status_code, problem(answer)["code"]) == (503, "model_failed")
-        private.engine._step = step  # type: ignore[method-assign]
+        private.engine._batch._step = step  # type: ignore[method-assign]
         assert transcribe(server.url, spoken.path.read_bytes()).json()["text"] == spoken.text
 
 
@@ -112,7 +112,7 @@ def test_where_the_system_gives_no_thread_the_request_is_refused_and_nothing_is_
         patch.setattr(threading.Thread, "start", refusing)
         with pytest.raises(EngineFailed, match="can't start new thread"):
             private.transcribe(recordings["german"].path)
-        assert not private.engine._tasks
+        assert not private.engine._batch.tasks
         patch.undo()
         assert private.transcribe(recordings["german"].path).text == recordings["german"].text
 

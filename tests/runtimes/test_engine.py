@@ -475,7 +475,8 @@ def test_a_request_that_comes_as_the_idle_thread_ends_is_served() -> None:
             super().wait_for(asked.is_set, WAIT)
             return False  # as if the time had run out at that very moment
 
-    engine._change = Late()
+    engine._change = engine._batch._lock = Late()
+    engine._batch._ended = engine._change.notify_all
     engine.submit(_job(1)).result(WAIT)
     assert idle.wait(WAIT)
     with engine._change:
