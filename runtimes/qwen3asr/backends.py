@@ -119,7 +119,8 @@ class CpuBackend:
 
     def free_bytes(self) -> int | None:
         """See :class:`Backend`."""
-        return free_bytes()
+        free = free_bytes()
+        return free if free is None or self._mapped else max(0, free - self._bundle.bytes)
 
     def open(self, slots: int, capacity: int) -> tuple[Encoder, Decoder]:
         """See :class:`Backend`."""
