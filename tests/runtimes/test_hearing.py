@@ -258,6 +258,29 @@ def test_a_second_of_audio_is_counted_once(asr_bundle: Path, recordings: dict[st
         assert own.metrics.snapshot().audio_seconds == pytest.approx(len(samples) / RATE, abs=2.0)
 
 
+def test_the_model_s_work_is_the_same_at_minute_30_as_at_minute_2(
+    model: Recognizer, recordings: dict[str, Recording]
+) -> None:
+    """Windows, prompt tokens and steps of every minute; the first one has no words before it as context."""
+    minute = np.zeros(60 * RATE, np.float32)  # a whole number of the detector's frames
+    for name, at in (("english-long", 1), ("spanish", 20), ("german", 35), ("english", 45)):
+        spoken = _samples(recordings[name])
+        minute[at * RATE : at * RATE + len(spoken)] = spoken
+    costs = []
+    with model.stream(settings=StreamSettings(step_seconds=4.0)) as stream:
+        for _ in range(30):
+            before = model.metrics.snapshot()
+            stream.push(minute)
+            now = model.metrics.snapshot()
+            costs.append(
+                (now.windows - before.windows, now.prompt_tokens - before.prompt_tokens, now.steps - before.steps)
+            )
+    assert len(set(costs[1:])) == 1
+    windows, tokens, _ = costs[1]
+    assert windows <= 20
+    assert tokens <= costs[0][1] + 100
+
+
 def test_requests_that_make_no_sense_are_refused_when_the_stream_is_opened(asr_bundle: Path) -> None:
     bare = qwen3asr.load(asr_bundle, capacity=500)
     with pytest.raises(AlignerMissing):

@@ -90,7 +90,7 @@ def test_a_stream_grows_commits_and_closes() -> None:
     ]
 
 
-@steady
+@settings(steady, max_examples=1_000)
 @given(scripts, st.booleans(), st.lists(st.integers(1, 40_000), max_size=60))
 def test_all_that_was_spoken_is_heard_once_in_chunks_of_any_size(
     script: Script, flicker: bool, sizes: list[int]
@@ -127,7 +127,7 @@ def test_each_step_hears_exactly_the_features_of_the_segment_so_far(script: Scri
         np.testing.assert_allclose(mel, wanted, rtol=0, atol=1e-6)
 
 
-@steady
+@settings(steady, max_examples=1_000)
 @given(scripts, st.lists(st.lists(words, max_size=6).map(tuple), max_size=40), st.integers(0, 2))
 def test_whatever_the_model_writes_committed_text_stays(
     script: Script, texts: list[tuple[int, ...]], hold_back: int
