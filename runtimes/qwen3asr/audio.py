@@ -68,7 +68,8 @@ class AudioReader:
 
     Attributes:
         name: what messages call the clip.
-        duration: in seconds as the header tells it, ``None`` where it does not; of a damaged file, less may come.
+        duration: in seconds as the header tells it, ``None`` where it does not, and where ffmpeg decodes; of a damaged
+            file, less may come.
     """
 
     def __init__(self, decoded: Decoded, name: str, resources: ExitStack) -> None:
@@ -89,7 +90,7 @@ class AudioReader:
         self.close()
 
     def close(self) -> None:
-        """Close the file and remove temporary ones; nothing can be read any more."""
+        """Close the file, end what decodes it and remove temporary ones; nothing can be read any more."""
         self._blocks.close()
         self._resources.close()
 
@@ -123,7 +124,7 @@ def open_audio(
     """Open one clip, to be read in blocks.
 
     Of a file only a block is in memory at a time; bytes, streams and pipes are held as they came, arrays are the
-    caller's. What ffmpeg has to decode goes through a temporary file.
+    caller's. ffmpeg decodes as blocks are asked for; what is not a file yet is written into a temporary one for it.
 
     Args:
         source: as for :func:`read_audio`.
@@ -142,13 +143,13 @@ def open_audio(
         if isinstance(source, str | os.PathLike):
             path = os.fsdecode(source)
             name = name or path
-            decoded = open_path(path, name, resources, most_seconds)
+            decoded = open_path(path, name, resources)
         elif isinstance(source, bytes | bytearray | memoryview):
             name = name or "audio"
-            decoded = open_bytes(bytes(source), name, resources, most_seconds)
+            decoded = open_bytes(bytes(source), name, resources)
         elif hasattr(source, "read"):
             name = name or _stream_name(source)
-            decoded = open_bytes(_read_stream(source, name), name, resources, most_seconds)
+            decoded = open_bytes(_read_stream(source, name), name, resources)
         else:
             name = name or "audio"
             decoded = _open_array(*_array_and_rate(source, sample_rate, name), name)

@@ -3,9 +3,11 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import threading
+import time
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from qwen3asr.errors import (
     AudioFormatInvalid,
     AudioNotFinite,
     AudioNotFound,
+    AudioPastLimit,
     AudioUnreadable,
     Qwen3AsrError,
 )
@@ -550,14 +553,13 @@ def test_a_damaged_file_is_read_to_its_end_by_ffmpeg(
     (tmp_path / "half.flac").write_bytes(data[: len(data) // 2])
     with open_audio(tmp_path / "half.flac") as reader:
         got = np.concatenate(list(reader))
-        assert list(temporary.iterdir())
     assert not list(temporary.iterdir())
     assert 40_000 < len(got) < 60_000
     np.testing.assert_allclose(got, samples[: len(got)], atol=1e-6)
 
 
 @needs_ffmpeg
-def test_what_ffmpeg_decodes_is_read_in_blocks_and_removed(
+def test_what_ffmpeg_decodes_is_read_in_blocks_and_its_source_removed(
     tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("qwen3asr.decode.BLOCK", 10_000)
@@ -566,6 +568,117 @@ def test_what_ffmpeg_decodes_is_read_in_blocks_and_removed(
     subprocess.run(["ffmpeg", "-loglevel", "error", "-i", wav, path], check=True)
     for source in (path, path.read_bytes()):
         with open_audio(source) as reader:
-            assert reader.duration == pytest.approx(3.0, abs=0.1)
-            assert len(next(iter(reader))) == 10_000
+            assert reader.duration is None
+            blocks = list(reader)
+        assert len(blocks[0]) == 10_000
+        assert sum(map(len, blocks)) == pytest.approx(48_000, abs=1_600)
         assert not list(temporary.iterdir())
+
+
+def _flac_in_matroska(folder: Path, seconds: int, rate: int, channels: str) -> Path:
+    """Silence that only ffmpeg reads: a few kB."""
+    path = folder / "silence.mka"
+    source = f"anullsrc=r={rate}:cl={channels}"
+    command = ["ffmpeg", "-loglevel", "error", "-f", "lavfi", "-i", source, "-t", str(seconds), "-c:a", "flac", path]
+    subprocess.run(command, check=True)
+    return path
+
+
+class Started(list["subprocess.Popen[bytes]"]):
+    """The processes that were started."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__()
+        really_start = subprocess.Popen
+
+        def start(*arguments: Any, **named: Any) -> Any:
+            self.append(really_start(*arguments, **named))
+            return self[-1]
+
+        monkeypatch.setattr(subprocess, "Popen", start)
+
+
+@needs_ffmpeg
+def test_a_file_that_ffmpeg_blows_up_takes_neither_disk_nor_memory(
+    tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """8 kB used to become a temporary file of 369 MB before the first sample was looked at."""
+    path, started = _flac_in_matroska(tmp_path, 60, 192_000, "7.1"), Started(monkeypatch)
+    assert path.stat().st_size < 100_000
+    for source in (path, path.read_bytes()):
+        tracemalloc.start()
+        with open_audio(source, most_seconds=5) as reader:
+            with pytest.raises(AudioPastLimit):
+                for _ in reader:
+                    assert sum(file.stat().st_size for file in temporary.rglob("*") if file.is_file()) < 100_000
+            assert started[-1].poll() is None  # it waits for its reader: most of the file was never decoded
+        assert started[-1].returncode is not None
+        assert tracemalloc.get_traced_memory()[1] < 20_000_000
+        tracemalloc.stop()
+
+
+@needs_ffmpeg
+def test_ffmpeg_ends_with_its_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, started = _flac_in_matroska(tmp_path, 60, 192_000, "7.1"), Started(monkeypatch)
+    with open_audio(path) as reader:
+        next(iter(reader))
+    open_audio(path).close()
+    assert [process.returncode for process in started] == [-signal.SIGKILL] * 2
+    assert not [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
+
+
+@needs_ffmpeg
+def test_a_rate_past_the_limit_is_refused_before_its_samples_are_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qwen3asr.decode.MAX_RATE", 100_000)  # no encoder of ffmpeg's writes more than 768 kHz
+    path, started = _flac_in_matroska(tmp_path, 60, 192_000, "7.1"), Started(monkeypatch)
+    with pytest.raises(AudioUnreadable, match="rate of 192000 Hz"):
+        open_audio(path)
+    assert started[0].returncode == -signal.SIGKILL
+
+
+def _as_ffmpeg(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Something else in ffmpeg's place."""
+    (folder / "ffmpeg").write_text(f"#!/bin/sh\n{script}\n")
+    (folder / "ffmpeg").chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+
+
+_AU = (
+    "printf '.snd\\000\\000\\000\\030\\377\\377\\377\\377\\000\\000\\000\\006\\000\\000\\076\\200\\000\\000\\000\\001'"
+)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="shell scripts")
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ("exec sleep 60", "gave nothing for 0.2 s"),
+        (f"{_AU}; exec sleep 60", "gave nothing for 0.2 s"),
+        (f"{_AU}; exec >&-; exec sleep 60", "gave nothing for 0.2 s"),
+        ("echo no such codec >&2; exit 3", "no such codec"),
+        (f"{_AU}; echo damaged >&2; exit 3", "damaged"),
+        ("exit 7", "exit status 7"),
+        ("exit 0", "finds nothing to decode"),
+        ("echo something else altogether than samples", "does not write the format"),
+    ],
+)
+def test_an_ffmpeg_that_stalls_or_fails_is_an_error_that_says_so(
+    tmp_path: Path, script: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _as_ffmpeg(tmp_path, script, monkeypatch)
+    monkeypatch.setattr("qwen3asr.ffmpeg.STALLED_SECONDS", 0.2)
+    started, begun = Started(monkeypatch), time.monotonic()
+    with pytest.raises(AudioUnreadable, match=reason):
+        read_audio(b"no audio at all\n" * 20)
+    assert time.monotonic() - begun < 10
+    assert started[0].returncode is not None
+
+
+@pytest.mark.skipif(os.name != "posix", reason="shell scripts")
+def test_what_ffmpeg_says_does_not_stop_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pipe that nobody reads holds 64 kB; a damaged file brings a line a packet."""
+    many = "i=0; while [ $i -lt 4000 ]; do echo error number $i of a damaged file >&2; i=$((i+1)); done"
+    _as_ffmpeg(tmp_path, f"{many}; {_AU}; printf '\\077\\000\\000\\000\\277\\000\\000\\000\\077'; {many}", monkeypatch)
+    np.testing.assert_array_equal(read_audio(b"no audio at all\n" * 20).samples, np.float32([0.5, -0.5]))

@@ -29,7 +29,6 @@ from tests.runtimes.server.conftest import Server, Start
 
 import qwen3asr
 from qwen3asr import Recognizer
-from qwen3asr.decode import open_bytes
 from qwen3asr.errors import Qwen3AsrError, RequestInvalid
 from qwen3asr.server import ServerSettings
 from qwen3asr.server.problems import problem_of
@@ -459,14 +458,10 @@ def test_what_the_header_does_not_tell_is_refused_while_it_is_decoded(start: Sta
 
 
 @pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not on the PATH")
-def test_ffmpeg_does_not_unpack_more_than_is_allowed(start: Start, tmp_path: Path) -> None:
-    """A small file could fill the disk."""
+def test_what_ffmpeg_unpacks_is_counted_too(start: Start, tmp_path: Path) -> None:
     command = ["ffmpeg", "-loglevel", "error", "-f", "lavfi", "-i", "anullsrc=r=8000:cl=mono", "-t", "120", "a.m4a"]
     subprocess.run(command, cwd=tmp_path, check=True)
     bomb = (tmp_path / "a.m4a").read_bytes()
-    with contextlib.ExitStack() as resources:
-        decoded = open_bytes(bomb, "a.m4a", resources, most_seconds=30)
-        assert decoded.frames == pytest.approx(31 * 8_000, abs=2_048)
     with httpx.Client(base_url=start(ServerSettings(max_audio_seconds=30)).url, timeout=30) as http:
         answer = http.post("/v1/audio/transcriptions", files={"file": ("a.m4a", bomb)}, data={"model": MODEL})
         assert (answer.status_code, _problem(answer)["code"]) == (413, "audio_too_long")
