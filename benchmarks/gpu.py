@@ -6,12 +6,13 @@ python benchmarks/gpu.py words
 python benchmarks/gpu.py speed 0.6b [1.7b aligner-0.6b] [--only "cuda bf16 ort captured"]
 python benchmarks/gpu.py COMMAND --dry-run           (the tiny models on the CPU, through the same code)
 
-Results go to benchmarks/results/gpu_COMMAND.json with the machine's name; what a contender refuses is written down in
-its own words. `tensorrt-native` engines are built for each row's slots and capacity, which takes minutes the first time
-and is told beside the row's figures, and are kept in the bundle; they have no logits, so only their answers are
-compared. The GPU machine needs no network: pack the wheels of onnxruntime-gpu, cuda-python and TensorRT elsewhere.
-Random checkpoints in the released shapes are made where they are not there (a minute); start `speed` once a model, so
-that each call stays under ten minutes.
+Results go to benchmarks/results/gpu_COMMAND.json with the machine's name, a dry run's to build/gpu/dry-run; what a
+contender refuses is written down in its own words, and beside figures that have a bar, whether they meet it.
+`tensorrt-native` engines are built for each row's slots and capacity, which takes minutes the first time and is told
+beside the row's figures, and are kept in the bundle; they have no logits, so their answers are compared, and the log
+probabilities of these. The GPU machine needs no network: pack the wheels of onnxruntime-gpu, cuda-python and TensorRT
+elsewhere. Random checkpoints in the released shapes are made where they are not there (a minute); start `speed` once a
+model, so that each call stays under ten minutes.
 """
 
 from __future__ import annotations
@@ -44,8 +45,11 @@ ON_GPU: tuple[Contender, ...] = (
     OrtContender("tensorrt", "bf16", "standard"),
     NativeContender("bf16"),
     NativeContender("int8"),
+    NativeContender("fp8"),
     NativeContender("int4"),
 )
+IN_PARITY: tuple[Contender, ...] = (NativeContender("fp16"), NativeContender("fp32"))
+"""Compared beside them, for whether they are right; nobody would choose them for speed."""
 ON_CPU: tuple[Contender, ...] = (OrtContender("cpu", "fp32", "ort"), OrtContender("cpu", "fp32", "standard"))
 """For a dry run: the code that a GPU runs, in host memory."""
 
@@ -66,20 +70,21 @@ def arguments(given: list[str]) -> argparse.Namespace:
     parser.add_argument("--count", type=int, default=300, help="utterances of `prepare`")
     parser.add_argument("--seconds", type=float, default=480, help="after these, nothing more is begun")
     parser.add_argument("--work", type=Path, default=Path("build/gpu"), help="checkpoints, bundles, engines")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, help="folder of the results")
     args = parser.parse_args(given)
     args.models = args.models or (DRY_MODELS if args.dry_run else MODELS)[args.command]
+    args.out = args.out or (args.work / "dry-run" if args.dry_run else RESULTS)
     args.device = "cpu" if args.dry_run else "cuda"
     return args
 
 
-def chosen(only: list[str], dry_run: bool) -> tuple[Contender, ...]:
-    """The contenders of these names.
+def chosen(command: str, only: list[str], dry_run: bool) -> tuple[Contender, ...]:
+    """A command's contenders of these names.
 
     Raises:
         SystemExit: one of them is not known.
     """
-    everyone = ON_CPU if dry_run else ON_GPU
+    everyone = ON_CPU if dry_run else ON_GPU + (IN_PARITY if command == "parity" else ())
     unknown = set(only) - {contender.name for contender in everyone}
     if unknown:
         sys.exit(f"not known: {', '.join(sorted(unknown))}; known are: {', '.join(c.name for c in everyone)}")
@@ -99,7 +104,7 @@ def run(args: argparse.Namespace, save: Callable[[dict[str, Any]], None]) -> Non
     models: dict[str, Any] = {}
     report: dict[str, Any] = {"command": f"python benchmarks/gpu.py {args.command}", "dry_run": args.dry_run}
     report |= described(args.device) | {"models": models}
-    contenders, progress = chosen(args.only, args.dry_run), Progress(lambda: save(report), args.seconds)
+    contenders, progress = chosen(args.command, args.only, args.dry_run), Progress(lambda: save(report), args.seconds)
     if args.command == "parity":
         parity(models, args.models, contenders, args.device, args.work, args.budget, progress)
     elif args.command == "words":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -39,6 +40,13 @@ def bundle_of(name: str, precision: str, dialect: str, work: Path) -> Bundle:
     if not folder.exists():
         return export(checkpoint(name, work), folder, precision=precision, dialect=dialect, check=False)
     return open_bundle(folder)
+
+
+def release() -> None:
+    """Give back what nobody holds: objects that hold each other, and what torch keeps of a GPU for its next tensor."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 class Peer:
@@ -118,5 +126,6 @@ class Progress:
             except Exception as error:  # noqa: BLE001 (see above)
                 row["error"] = f"{type(error).__name__}: {error}"[:2000]
         rows[name] = row
+        release()
         print(name, row, flush=True)
         self._save()

@@ -16,11 +16,7 @@ from qwen3asr.errors import EnginesForeign
 from qwen3asr.precisions import PRECISIONS
 from qwen3asr.tensorrt_backend import Chosen, TensorRtBackend, choose_engines
 from qwen3asr_export.tensorrt import Settings, build_engines
-from qwen3asr_export.tensorrt.graphs import BLOCK
 from qwen3asr_export.tensorrt.settings import QUANTISED
-
-_LAYERS = {"int8": 1.0, "int4": 0.5 + 2 / BLOCK}
-"""Bytes of a stored weight of the layers, int4's scales among them; int8 has one a row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +37,10 @@ class NativeContender:
     @property
     def widths(self) -> Widths:
         """See :class:`gpu_contender.Contender`."""
-        width = PRECISIONS[self._source].cache_bytes
-        return Widths(_LAYERS.get(self.precision, width), width)
+        width, stored = PRECISIONS[self._source].cache_bytes, QUANTISED.get(self.precision)
+        if stored is None:
+            return Widths(width, width)
+        return Widths(stored.bits / 8 + (2 / stored.block if stored.block else 0), width)  # a scale a column is nothing
 
     def bundle(self, model: str, work: Path) -> Bundle:
         """See :class:`gpu_contender.Contender`."""

@@ -20,8 +20,9 @@ from qwen3asr.encoder import Encoder
 from qwen3asr.precisions import PRECISIONS
 from qwen3asr.prompt import Prompt
 from qwen3asr.sessions.base import Ids
-from qwen3asr.sessions.device import ENCODER_WINDOWS, DeviceDecoder, decoder_shapes, encoder_shapes
+from qwen3asr.sessions.device import ENCODER_WINDOWS, DeviceDecoder, encoder_shapes
 from qwen3asr.sessions.onnxruntime import OrtEncoder
+from qwen3asr.sessions.pieces import Limits, cut_row
 from qwen3asr.sessions.providers import CPU, PROVIDERS, Provider, check_available
 
 
@@ -62,9 +63,7 @@ class OrtContender:
         spec, path = bundle.spec, bundle.component("decoder")
         provider = self._provider(cache, graphs=False).shaped(encoder_shapes(spec.windows, ENCODER_WINDOWS))
         encoder = OrtEncoder(bundle.component("encoder"), provider=provider, batch_windows=ENCODER_WINDOWS)
-        stepping = self._provider(cache, graphs=self.graphs).shaped(
-            decoder_shapes(spec, slots, capacity, PREFILL_CHUNK)
-        )
+        stepping = self._provider(cache, graphs=self.graphs)
         decoder = DeviceDecoder(path, spec, stepping, slots=slots, capacity=capacity)
         return Graphs(Encoder(encoder, spec.windows), Decoder(decoder, spec.audio_pad, spec.hidden))
 
@@ -72,7 +71,7 @@ class OrtContender:
         """See :class:`gpu_contender.Contender`: the decoder's inner logits are made an output."""
         bundle, cache = self.bundle(model, work), work / "engines" / model
         spec, path = bundle.spec, bundle.component("decoder")
-        provider = self._provider(cache, graphs=False).shaped(decoder_shapes(spec, 1, capacity, PREFILL_CHUNK))
+        provider = self._provider(cache, graphs=False)
         session = DeviceDecoder(with_logits(path), spec, provider, slots=1, capacity=capacity, weights=path.parent)
         return lambda prompt, keep: _logits(session, prompt, keep, spec.audio_pad)
 
@@ -105,14 +104,11 @@ def with_logits(graph: Path) -> bytes:
 
 
 def _logits(session: DeviceDecoder, prompt: Prompt, keep: Ids, pad: int) -> npt.NDArray[np.float32]:
-    """In chunks, as the loop feeds them."""
+    """In chunks, as the loop feeds them and the session takes them."""
     before = np.concatenate([[0], np.cumsum(prompt.ids == pad)])
     parts = []
-    for start in range(0, len(prompt.ids), PREFILL_CHUNK):
-        ids = prompt.ids[start : start + PREFILL_CHUNK]
-        audio = prompt.audio[before[start] : before[start + len(ids)]]
-        here = keep[(keep >= start) & (keep < start + len(ids))] - start
-        take = here if len(here) else np.zeros(1, np.int64)
-        out = session.logits(ids[None], audio, take[None], range(1), np.array([start]))[0]
-        parts.append(out[: len(here)])
+    for piece in cut_row(len(prompt.ids), keep, session.limits or Limits(PREFILL_CHUNK, PREFILL_CHUNK)):
+        ids, audio = prompt.ids[piece.start : piece.stop], prompt.audio[before[piece.start] : before[piece.stop]]
+        out = session.logits(ids[None], audio, piece.take[None], range(1), np.array([piece.start]))[0]
+        parts.append(out[: len(piece.taken)])
     return np.concatenate(parts)

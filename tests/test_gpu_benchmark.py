@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
+import time
+import weakref
+from dataclasses import replace
 from inspect import signature
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from tests.conftest import ROOT
 from tests.trt_folder import write_folder
 from tests.trt_standin import Machine
 
 from qwen3asr.bundle import open_bundle
+from qwen3asr.decoder import Decoder
 from qwen3asr.engines import Engines, open_engines
 from qwen3asr.errors import DeviceUnavailable, EngineBuildFailed
+from qwen3asr.sessions.base import Picked
 from qwen3asr.spec import ModelSpec
 from qwen3asr_export.checkpoint import expected_tensors
 from qwen3asr_export.tensorrt import Settings, build_engines
@@ -60,12 +68,19 @@ def test_every_command_runs_dry_and_writes_what_it_found(
         exact = parity["models"][name]["against transformers fp32"]["cpu fp32 ort"]
         assert (exact["answers_differ"], exact["clips_equal"]) == (0, 1)
         assert exact["logits"] < 1e-5
+        assert exact["logprobs"] < 1e-3
+        assert exact.get("rows_equal") == (1 if name == "tiny-asr" else None)
     said = words["models"]["tiny-asr"]["cpu fp32 ort"]
     assert (said["exact"], said["wrong"]) == (1, [])
     rows = speed["models"]
-    assert set(rows["tiny-asr"]) == {"cpu fp32 ort", "transformers"}
+    assert set(rows["tiny-asr"]) == set(rows["tiny-aligner"]) == {"cpu fp32 ort", "transformers"}
     assert rows["tiny-asr"]["cpu fp32 ort"]["2"]["clips"] == 2
-    assert rows["tiny-aligner"]["cpu fp32 ort"]["throughput"] > 0
+    for row in rows["tiny-aligner"].values():
+        assert row["throughput"] == pytest.approx(2 / row["seconds"]["mean"])
+        assert row["features_s"]["mean"] > 0
+    aligner = rows["tiny-aligner"]["cpu fp32 ort"]
+    assert aligner["with_features_and_words_s"]["mean"] > 0
+    assert aligner["share_of_roofline"] == pytest.approx(aligner["throughput"] / aligner["roofline"]["throughput"])
 
 
 # --- TensorRT's own engines, on the stand-in ---------------------------------------------------------------------
@@ -121,6 +136,7 @@ def test_every_command_runs_native_engines_which_are_built_once_a_setting(
         exact = parity[name]["against transformers fp32"]["tensorrt-native fp32"]
         assert (exact["logits"], exact["answers_differ"], exact["clips_equal"]) == (None, 0, 1)
         assert exact["positions"] > 20
+        assert exact["logprobs"] < 1e-3
         assert exact.items() >= seconds.items()
     assert (words["exact"], words["wrong"]) == (1, [])
     assert words.items() >= seconds.items()
@@ -129,7 +145,7 @@ def test_every_command_runs_native_engines_which_are_built_once_a_setting(
     assert len(set(workshop.built)) == len(workshop.built)
     asr, aligner = "tiny-asr-fp32-standard", "tiny-aligner-fp32-standard"
     sizes = [(name, slots) for name, _, slots, _ in workshop.built]
-    assert sorted(sizes) == [(aligner, 1), (aligner, 1), (asr, 1), (asr, 2), (asr, 2), (asr, 8)]
+    assert sorted(sizes) == [(aligner, 1), (aligner, 1), (asr, 1), (asr, 2), (asr, 5), (asr, 8)]
     assert (machine.held, machine.free) == (0, free)
 
 
@@ -177,10 +193,164 @@ def test_without_a_gpu_it_says_so_at_once(gpu: ModuleType, monkeypatch: pytest.M
 
 
 def test_contenders_that_are_not_known_are_named_with_those_that_are(gpu: ModuleType) -> None:
-    native = "tensorrt-native bf16, tensorrt-native int8, tensorrt-native int4"
+    native = ", ".join(f"tensorrt-native {name}" for name in ("bf16", "int8", "fp8", "int4"))
     with pytest.raises(SystemExit, match=f"rocm; known are: nv_tensorrt_rtx bf16 standard, .*, {native}$"):
-        gpu.chosen(["rocm"], False)
-    assert [contender.name for contender in gpu.chosen(["cuda bf16 ort"], False)] == ["cuda bf16 ort"]
+        gpu.chosen("speed", ["rocm"], False)
+    assert [contender.name for contender in gpu.chosen("speed", ["cuda bf16 ort"], False)] == ["cuda bf16 ort"]
+    only_in_parity = {one.name for one in gpu.chosen("parity", [], False)} - {
+        one.name for one in gpu.chosen("speed", [], False)
+    }
+    assert only_in_parity == {"tensorrt-native fp16", "tensorrt-native fp32"}
+
+
+def test_a_dry_run_leaves_the_results_of_gpus_alone(gpu: ModuleType) -> None:
+    assert gpu.arguments(["speed", "--dry-run"]).out == Path("build/gpu/dry-run")
+    assert gpu.arguments(["speed"]).out == gpu.RESULTS
+    assert gpu.arguments(["speed", "--dry-run", "--out", "here"]).out == Path("here")
+
+
+# --- what is timed and compared ------------------------------------------------------------------------------------
+
+
+def test_features_are_made_before_every_clock_and_told_by_themselves(
+    gpu: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import gpu_speed
+    from gpu_machine import Limits
+    from gpu_models import Peer, checkpoint
+    from gpu_ort import OrtContender
+
+    from qwen3asr.features import log_mel
+    from qwen3asr.prompt import PromptBuilder
+    from qwen3asr.tokenizer import open_tokenizer
+
+    def slow(clip: Any) -> Any:
+        time.sleep(2)
+        return log_mel(clip)
+
+    monkeypatch.setattr(gpu_speed, "log_mel", slow)
+    contender, limits, load = OrtContender("cpu", "fp32", "ort"), Limits(1e10, 1e10), replace(gpu_speed.DRY, clips=5)
+    torch_model = Peer(checkpoint("tiny-aligner", tmp_path), torch.float32, "cpu")
+    bundle = contender.bundle("tiny-aligner", tmp_path)
+    prompts = PromptBuilder(open_tokenizer(bundle.folder, bundle.spec))
+    ours = gpu_speed.recogniser("tiny-asr", contender, 1, load, limits, tmp_path)
+    rows = [
+        (ours, "first_token_s"),
+        (
+            gpu_speed.transformers(Peer(checkpoint("tiny-asr", tmp_path), torch.float32, "cpu"), 1, load),
+            "first_token_s",
+        ),
+        (gpu_speed.aligner("tiny-aligner", contender, load, limits, tmp_path), "seconds"),
+        (gpu_speed.transformers_aligner(torch_model, prompts, load), "seconds"),
+    ]
+    for row, figure in rows:
+        assert row[figure]["p95"] < 2 <= row["features_s"]["mean"]
+    assert ours["clips"] == 5  # one at a time, and yet enough for a percentile
+
+
+def test_steps_alone_and_together_run_as_captured_graphs(
+    gpu: ModuleType, machine: Machine, workshop: Workshop, tmp_path: Path
+) -> None:
+    import gpu_parity
+    from gpu_models import checkpoint
+    from gpu_native import NativeContender
+
+    contender = NativeContender("fp32")
+    bundle = contender.bundle("tiny-asr", tmp_path)
+    wanted = gpu_parity.Wanted(checkpoint("tiny-asr", tmp_path), bundle, torch.float32, "cpu", 8)
+    found = gpu_parity.compare(contender, "tiny-asr", wanted, tmp_path)
+    assert (found["clips_equal"], found["rows_equal"]) == (1, 1)
+    assert len(machine.launches) == 2  # one row, and all five
+    assert {(1, 1), (5, 1)} <= {run.get("ids") for run in machine.runs}
+
+
+def test_rows_that_differ_beside_others_and_wrong_probabilities_are_seen(
+    gpu: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import gpu_parity
+    from gpu_models import checkpoint
+    from gpu_ort import OrtContender
+
+    contender = OrtContender("cpu", "fp32", "ort")
+    bundle = contender.bundle("tiny-asr", tmp_path)
+    wanted = gpu_parity.Wanted(checkpoint("tiny-asr", tmp_path), bundle, torch.float32, "cpu", 8)
+    step, feed = Decoder.step_rows, Decoder.feed
+
+    def confused(decoder: Decoder, tokens: Any, past: Any, first: int = 0) -> Picked:
+        picked = step(decoder, tokens, past, first)
+        picked.tokens[1:2] = 3
+        return picked
+
+    def unsure(decoder: Decoder, *arguments: Any) -> Picked:
+        picked = feed(decoder, *arguments)
+        return Picked(picked.tokens, picked.logprobs - np.float32(0.25))
+
+    monkeypatch.setattr(Decoder, "step_rows", confused)
+    monkeypatch.setattr(Decoder, "feed", unsure)
+    found = gpu_parity.compare(contender, "tiny-asr", wanted, tmp_path)
+    assert (found["clips_equal"], found["rows_equal"]) == (1, 0.8)
+    assert found["logprobs"] == pytest.approx(0.25, abs=1e-3)
+
+
+def test_transformers_models_are_gone_before_the_next_contender_is_opened(
+    gpu: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import gpu_speed
+    from gpu_models import Progress
+    from gpu_ort import OrtContender
+
+    peers: list[weakref.ref[Any]] = []
+
+    class Held:
+        def __init__(self, *_: object) -> None:
+            self.itself = self  # as modules of torch do
+            peers.append(weakref.ref(self))
+
+    def row(*_: object) -> dict[str, Any]:
+        assert not [peer for peer in peers if peer() is not None]
+        return {}
+
+    monkeypatch.setattr(gpu_speed, "Peer", Held)
+    monkeypatch.setattr(gpu_speed, "recogniser", row)
+    monkeypatch.setattr(gpu_speed, "transformers", lambda *_: {})
+    report: dict[str, Any] = {}
+    contenders, names = (OrtContender("cpu", "fp32", "ort"),), ["tiny-asr", "tiny-asr"]
+    gc.disable()
+    gpu_speed.speed(report, names, contenders, "cpu", None, gpu_speed.DRY, tmp_path, Progress(lambda: None, 60))
+    gc.enable()
+    assert len(peers) == 2
+    assert "error" not in json.dumps(report)
+
+
+def test_bars_stand_beside_the_figures_of_the_rows_that_have_one(gpu: ModuleType) -> None:
+    from gpu_bars import bars
+
+    row = {"first_token_s": {"mean": 0.02, "p95": 0.5}, "real_time_factor": 0.005, "throughput": 4001.0}
+    assert bars("0.6b", 1, row) == {
+        "bars": {
+            "first_token_s": {"bar": "at most 0.03", "met": True},
+            "real_time_factor": {"bar": "at most 0.004", "met": False},
+        }
+    }
+    many = {
+        "first_token_s": {"bar": "at most 1", "met": True},
+        "throughput": {"bar": "above 4000", "met": True},
+    }
+    assert bars("0.6b", 128, row)["bars"] == many
+    assert bars("1.7b", 128, row | {"throughput": 2400})["bars"]["throughput"]["met"] is False
+    assert bars("aligner-0.6b", 1, {"throughput": 3500})["bars"] == {"throughput": {"bar": "above 3000", "met": True}}
+    assert bars("0.6b", 8, row) == bars("tiny-asr", 1, row) == {}
+
+
+def test_the_rate_is_measured_on_numbers_that_are_not_all_zero(
+    gpu: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import gpu_machine
+
+    done: list[Any] = []
+    monkeypatch.setattr(gpu_machine, "_fastest", lambda call, device: done.append(call()) or 1.0)
+    gpu_machine.measure_limits("cpu", quick=True)
+    assert done[1].std() > 1
 
 
 def test_what_a_provider_refuses_is_kept_in_its_own_words_and_saved(gpu: ModuleType) -> None:
@@ -238,7 +408,10 @@ def test_quantised_engines_read_less_of_the_layers_and_the_same_of_head_and_cach
     from qwen3asr_export.standin import STANDINS
 
     shape = ModelSpec.from_config(STANDINS["0.6b"].config().to_dict())
-    whole, int8, int4 = (step_bytes(shape, NativeContender(name).widths, 2, 100) for name in ("bf16", "int8", "int4"))
+    whole, int8, fp8, int4 = (
+        step_bytes(shape, NativeContender(name).widths, 2, 100) for name in ("bf16", "int8", "fp8", "int4")
+    )
+    assert int8 == fp8
     assert whole - int8 == layer_weights(shape) == pytest.approx(440e6, rel=0.01)
     assert int8 - int4 == layer_weights(shape) * (0.5 - 1 / 16)
 
