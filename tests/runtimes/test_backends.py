@@ -208,6 +208,46 @@ def test_packages_that_are_missing(
         choose_backend(standard, _wish(provider="nv_tensorrt_rtx"))
 
 
+class _Plugin:
+    """ONNX Runtime's calls for plugins, and the plugin: it brings devices once it is registered."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, gpus: int, refusal: str = "") -> None:
+        self.registered: list[tuple[str, str]] = []
+        self._gpus, self._refusal = gpus, refusal
+        module = SimpleNamespace(get_ep_name=lambda: providers.RTX_NAME, get_library_path=lambda: "rtx.so")
+        monkeypatch.setitem(sys.modules, "onnxruntime_ep_nv_tensorrt_rtx", module)
+        monkeypatch.setattr(onnxruntime, "get_ep_devices", self.devices)
+        monkeypatch.setattr(onnxruntime, "register_execution_provider_library", self.register)
+
+    def devices(self) -> list[Any]:
+        return [SimpleNamespace(ep_name=providers.RTX_NAME, number=at) for at in range(self._gpus)] * bool(
+            self.registered
+        )
+
+    def register(self, name: str, path: str) -> None:
+        if self._refusal:
+            raise RuntimeError(self._refusal)
+        self.registered.append((name, path))
+
+
+def test_the_rtx_plugin_is_registered_once_and_gives_the_gpu_of_that_index(
+    one_gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plugin, wanted = _Plugin(monkeypatch, gpus=2), PROVIDERS["nv_tensorrt_rtx"](0, "bf16", Path())
+    for _ in range(2):
+        providers.check_available(wanted)
+    assert plugin.registered == [(providers.RTX_NAME, "rtx.so")]
+    assert [device.number for device in providers.rtx_devices(1)] == [1]
+    with pytest.raises(DeviceUnavailable, match=r"supports 2 of the GPUs here, and not number 2; use provider='cuda'"):
+        providers.rtx_devices(2)
+
+
+def test_an_rtx_plugin_that_cannot_be_loaded_says_why(one_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    _Plugin(monkeypatch, gpus=1, refusal="libcuda.so.1: cannot open")
+    with pytest.raises(DeviceUnavailable, match=r"RTX cannot be used here: libcuda.so.1: .*; use provider='cuda'"):
+        providers.check_available(PROVIDERS["nv_tensorrt_rtx"](0, "bf16", Path()))
+
+
 def test_cudas_libraries_are_loaded_first_and_quietly(
     one_gpu: None, standard: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,6 +34,7 @@ from qwen3asr.recognizer import Recognizer
 from qwen3asr.sessions import opening, providers
 from qwen3asr.sessions.base import Picked
 from qwen3asr.sessions.caches import KvCaches
+from qwen3asr.sessions.cuda_memory import check_gpu
 from qwen3asr.sessions.device import DeviceDecoder
 from qwen3asr.sessions.onnxruntime import OrtDecoder, OrtEncoder
 from qwen3asr.sessions.pieces import Limits
@@ -41,6 +43,7 @@ from qwen3asr.tokenizer import open_tokenizer
 from qwen3asr_export import export
 
 TINY = ROOT / "examples" / "tiny"
+CUDA = PROVIDERS["cuda"](0, "fp32", Path())
 CAPTURING = Provider(CPU.name, captures="gpu_graph_id")  # the CPU ignores the option: the numbers can be watched
 
 
@@ -399,8 +402,24 @@ def test_a_gpu_hears_what_was_said(
     assert [result.text for result in found] == [recording.text for recording in recordings.values()]
 
 
-def _need_gpu() -> None:
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("graphs", [False, True], ids=["plain", "captured"])
+def test_a_gpu_hears_by_tensorrt_what_was_said(
+    precision: str, graphs: bool, tmp_path: Path, recordings: dict[str, Recording]
+) -> None:
+    """Engines are built first, which takes TensorRT's own package on that GPU."""
+    _need_gpu(lambda: check_gpu(0))
+    pytest.importorskip("tensorrt", reason="TensorRT is not installed", exc_type=ImportError)
+    made = export(TINY / "asr", tmp_path / "asr", precision=precision, dialect="standard", check=False)
+    wishes: dict[str, Any] = {"engine": "tensorrt", "build_engines": True, "slots": 3, "cuda_graphs": graphs}
+    with qwen3asr.load(made.folder, **wishes) as model:
+        found = model.transcribe_batch([recording.path for recording in recordings.values()])
+    assert [result.text for result in found] == [recording.text for recording in recordings.values()]
+
+
+def _need_gpu(check: Callable[[], object] = lambda: providers.check_available(CUDA)) -> None:
     try:
-        providers.check_available(PROVIDERS["cuda"](0, "fp32", Path()))
+        check()
     except (DeviceUnavailable, ExtraMissing) as error:
         pytest.skip(str(error))
