@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from qwen3asr.bundle import Bundle
+from qwen3asr.bundle import CARD, Bundle
 from qwen3asr.languages import ALIGNER_LANGUAGES, LANGUAGES
 from qwen3asr.precisions import PRECISIONS
 
@@ -15,6 +15,21 @@ print(model.transcribe("call.wav").text)""",
     "aligner": """aligner = qwen3asr.load_aligner("{folder}")
 print(aligner.align("call.wav", "What is said in it."))""",
 }
+
+
+_MEASURED = "## Measured\n"
+
+
+def update_card(bundle: Bundle) -> None:
+    """Write a bundle's card; of one that is there, only what was measured, for the rest may have been edited."""
+    path, card = bundle.folder / CARD, model_card(bundle)
+    if path.is_file():
+        before, heading, measured = path.read_text("utf-8").partition(_MEASURED)
+        if not heading:  # left out on purpose
+            return
+        behind = measured.partition("\n## ")
+        card = before + heading + card.partition(_MEASURED)[2] + "".join(behind[1:])
+    path.write_text(card, "utf-8")
 
 
 def model_card(bundle: Bundle) -> str:
@@ -53,8 +68,7 @@ import qwen3asr
 {_USE[kind].format(folder=folder)}
 ```
 
-## Measured
-
+{_MEASURED}
 {_measured(bundle)}
 """
 
@@ -68,7 +82,7 @@ def _measured(bundle: Bundle) -> str:
     if not verified:
         return "This export was not verified: run `qwen3asr verify` with the checkpoint."
     rows = [
-        f"| {check['check']} | {check['worst']:.2g} | {_bound(check)} | {check['unit']} | {check['comparisons']} |"
+        f"| {check['check']} | {_worst(check)} | {_bound(check)} | {check['unit']} | {check['comparisons']} |"
         for check in verified["checks"]
     ]
     return "\n".join(
@@ -82,6 +96,10 @@ def _measured(bundle: Bundle) -> str:
             *rows,
         ]
     )
+
+
+def _worst(check: Mapping[str, Any]) -> str:
+    return "not finite" if check["worst"] is None else f"{check['worst']:.2g}"
 
 
 def _bound(check: Mapping[str, Any]) -> str:

@@ -10,10 +10,10 @@ import onnx
 import torch
 import transformers
 
-from qwen3asr.bundle import CARD, COMPONENTS, Bundle, Manifest, check_target, new_bundle, open_bundle
+from qwen3asr.bundle import COMPONENTS, Bundle, Manifest, check_target, new_bundle, open_bundle
 from qwen3asr.errors import RequestInvalid
 from qwen3asr.precisions import AUTO
-from qwen3asr_export.card import model_card
+from qwen3asr_export.card import update_card
 from qwen3asr_export.checkpoint import Checkpoint
 from qwen3asr_export.decoder import build_decoder
 from qwen3asr_export.dialects import DIALECTS, POSITIONS, Dialect
@@ -75,9 +75,9 @@ def export(
         manifest = _manifest(source, found, spelling, chosen)
         write_manifest(manifest)
         bundle = open_bundle(folder)
+        update_card(bundle)
         if check:
             verify(bundle, source, progress=lambda done, total: progress("verify", done, total))
-        (folder / CARD).write_text(model_card(open_bundle(folder)), "utf-8")
     return open_bundle(target)
 
 

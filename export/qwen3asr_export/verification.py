@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qwen3asr.bundle import Bundle, amend_manifest
+from qwen3asr.bundle import Bundle, amend_manifest, open_bundle
 from qwen3asr.decoder import Decoder
 from qwen3asr.encoder import Encoder
 from qwen3asr.errors import OutputNotFinite, RequestInvalid, VerificationFailed
@@ -20,6 +21,7 @@ from qwen3asr.prompt import Prompt
 from qwen3asr.sessions.base import Ids
 from qwen3asr.sessions.onnxruntime import OrtDecoder, OrtEncoder
 from qwen3asr.tokenizer import open_tokenizer
+from qwen3asr_export.card import update_card
 from qwen3asr_export.checkpoint import Checkpoint
 from qwen3asr_export.emulation import checkable
 from qwen3asr_export.expectation import CLIP_SECONDS, GREEDY, Expectation, Expectations, expect, synthetic
@@ -69,9 +71,12 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """For bundle.json."""
         rows = [
-            {"check": c.name, "worst": c.worst, "bound": c.bound, "unit": c.unit, "comparisons": c.count}
+            {
+                "check": c.name, "worst": c.worst if math.isfinite(c.worst) else None,  # JSON has no infinity
+                "bound": c.bound, "unit": c.unit, "comparisons": c.count,
+            }
             for c in self.checks
-        ]
+        ]  # fmt: skip
         return {"reference": self.reference, "passed": self.passed, "checks": rows}
 
     def table(self) -> str:
@@ -106,7 +111,7 @@ def verify(
         recordings: more clips by name, float32 at 16 kHz.
         progress: told how many clips are done, by the reference and by the bundle.
 
-    The figures are recorded in the bundle, good or bad.
+    The figures are recorded in the bundle and its model card, good or bad.
 
     Raises:
         RequestInvalid: the bundle was made from another checkpoint.
@@ -126,6 +131,7 @@ def verify(
     judge.decoder(steps.next)
     report = Report(expected.reference, judge.checks)
     amend_manifest(bundle, report.to_dict())
+    update_card(open_bundle(bundle.folder))
     if not report.passed:
         raise VerificationFailed(f"{bundle.manifest.source['name']} and its export differ:\n{report.table()}")
     return report

@@ -49,7 +49,8 @@ class Manifest:
         components: name of each graph to its file.
         limits: ``positions``, the longest sequence that the decoder's tables allow.
         source: checkpoint name, its weights' SHA-256, the versions that exported it, and the hub's ``revision``.
-        verified: what ``verify`` measured, or ``None``.
+        verified: what ``verify`` measured, or ``None``: ``reference``, ``passed``, and ``checks``, of each ``check``
+            (its name), ``worst`` (``None``: not finite), ``bound`` (``None``: not judged), ``unit``, ``comparisons``.
     """
 
     kind: Kind
@@ -159,7 +160,7 @@ def _parse_manifest(folder: Path, content: dict[str, Any]) -> tuple[Manifest, di
 
 
 def _check_types(manifest: Manifest) -> None:
-    """Raise a KeyError or TypeError where values are of another type than the annotations say."""
+    """Raise a KeyError or TypeError where values are of another type than the annotations say, or are missing."""
     positions = manifest.limits["positions"]
     if type(positions) is not int or positions < 1:
         raise TypeError("limits.positions is no number of tokens")
@@ -167,6 +168,31 @@ def _check_types(manifest: Manifest) -> None:
     texts += [manifest.components[name] for name in COMPONENTS]
     if not all(isinstance(text, str) for text in texts):
         raise TypeError("precision, dialect or components of another type")
+    _check_source(manifest.source)
+    if manifest.verified is not None:
+        _check_verified(manifest.verified)
+
+
+def _check_source(source: Mapping[str, str]) -> None:
+    for name in ("name", "weights_sha256", "exported_with"):
+        if not isinstance(source[name], str):
+            raise TypeError(f"source.{name} is no text")
+    if not isinstance(source.get("revision", ""), str):
+        raise TypeError("source.revision is no text")
+
+
+def _check_verified(verified: Mapping[str, Any]) -> None:
+    if not isinstance(verified["passed"], bool) or not isinstance(verified["reference"], str):
+        raise TypeError("verified.passed or verified.reference of another type")
+    for check in verified["checks"]:
+        texts, figures = [check["check"], check["unit"]], [check["worst"], check["bound"]]
+        numbers = [figure for figure in figures if figure is not None] + [check["comparisons"]]
+        if not all(isinstance(text, str) for text in texts) or not all(_is_number(number) for number in numbers):
+            raise TypeError("verified.checks of another type")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _is_inside(name: str) -> bool:
@@ -261,7 +287,7 @@ def amend_manifest(bundle: Bundle, verified: Mapping[str, Any]) -> None:
     """Record new verification figures in an existing bundle."""
     content = json.loads((bundle.folder / MANIFEST).read_text("utf-8"))
     content["verified"] = dict(verified)
-    _replace_text(bundle.folder / MANIFEST, json.dumps(content, indent=2) + "\n")
+    _replace_text(bundle.folder / MANIFEST, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def _write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,7 @@ def examples(few: int, share: float = 1.0) -> settings:
 
 
 @pytest.fixture
-def private(asr_bundle: Path) -> Recognizer:
+def private(asr_bundle: Path) -> Iterator[Recognizer]:
     """A model that a test may break: two slots, four places to wait."""
-    return qwen3asr.load(asr_bundle, slots=2, queue=4, threads=1)
+    with qwen3asr.load(asr_bundle, slots=2, queue=4, threads=1) as model:
+        yield model

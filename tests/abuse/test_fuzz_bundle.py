@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
 import shutil
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,6 +22,7 @@ from tests.abuse.limits import memory, patience
 
 import qwen3asr
 from qwen3asr.bundle import MANIFEST, open_bundle, sha256
+from qwen3asr.cli.exporting import info
 from qwen3asr.errors import BundleInvalid, ConfigInvalid, Qwen3AsrError
 from qwen3asr.spec import ModelSpec
 from qwen3asr.tokenizer import open_tokenizer
@@ -85,6 +89,14 @@ def restore(folder: Path, bundle: Path, *names: str) -> None:
         shutil.copy(bundle / name, folder / name)
 
 
+def use(folder: Path) -> None:
+    """What follows upon opening: ``qwen3asr info``, loading, and a quarter of a second of noise."""
+    with redirect_stdout(io.StringIO()):
+        info(folder)
+    with qwen3asr.load(folder, slots=1, threads=1) as model:
+        model.transcribe(0.01 * np.random.default_rng(0).standard_normal(4_000).astype(np.float32), max_new_tokens=2)
+
+
 @examples(120)
 @given(data=st.data())
 def test_any_manifest_is_a_bundle_or_an_error(asr_bundle: Path, folder: Path, data: st.DataObject) -> None:
@@ -93,6 +105,8 @@ def test_any_manifest_is_a_bundle_or_an_error(asr_bundle: Path, folder: Path, da
     try:
         with memory(), patience():
             open_bundle(folder, kind="asr")
+            if data.draw(st.integers(0, 3)) == 0:
+                use(folder)
     except Qwen3AsrError:
         pass
     finally:
@@ -107,6 +121,8 @@ def test_any_config_is_a_model_or_an_error(asr_bundle: Path, folder: Path, data:
     try:
         with memory(), patience():
             open_bundle(folder, kind="asr")
+            if data.draw(st.integers(0, 3)) == 0:
+                use(folder)
     except Qwen3AsrError:
         pass
     finally:

@@ -23,8 +23,9 @@ import qwen3asr
 from qwen3asr import precisions
 from qwen3asr.cli import exporting
 from qwen3asr.errors import RequestInvalid, VerificationFailed
-from qwen3asr_export import decoder, encoder, export
+from qwen3asr_export import decoder, encoder, export, verify
 from qwen3asr_export.blocks import quantise
+from qwen3asr_export.checkpoint import Checkpoint
 from qwen3asr_export.convert import check_choice
 from qwen3asr_export.dialects import DIALECTS
 from qwen3asr_export.graph import BFLOAT16, FLOAT, FLOAT16, INT64, Graph, WeightFile
@@ -222,6 +223,21 @@ def test_the_model_card_tells_what_the_bundle_is_and_what_was_measured(tmp_path:
         assert f"| {check['check']} | {check['worst']:.2g} |" in text
     unverified = export(TINY / "aligner", tmp_path / "aligner", precision="fp32", check=False)
     assert "was not verified" in (unverified.folder / "README.md").read_text("utf-8")
+
+
+def test_a_card_that_was_edited_keeps_all_but_what_was_measured(tmp_path: Path) -> None:
+    bundle = export(TINY / "aligner", tmp_path / "aligner", precision="fp32", check=False)
+    path = bundle.folder / "README.md"
+    path.write_text(path.read_text("utf-8").replace("# aligner-fp32", "# Ours") + "\n## Licence\n\nOurs.\n", "utf-8")
+    verify(bundle, Checkpoint(TINY / "aligner"), seconds=(1.0,))
+    card = path.read_text("utf-8")
+    assert "# Ours\n" in card
+    assert card.endswith("\n\n## Licence\n\nOurs.\n")
+    assert "was not verified" not in card
+    assert "| aligner classes that differ | 0 |" in card
+    path.write_text("# Mine\n", "utf-8")
+    verify(bundle, Checkpoint(TINY / "aligner"), seconds=(1.0,))
+    assert path.read_text("utf-8") == "# Mine\n"
 
 
 @pytest.mark.parametrize("kind", ["asr", "aligner"])

@@ -123,6 +123,21 @@ def test_a_newer_format_asks_for_an_upgrade(copy: Path) -> None:
         lambda content: content.update(components=None),
         lambda content: content["components"].pop("decoder"),
         lambda content: content.update(limits={}),
+        lambda content: content.update(source={}),
+        lambda content: content.update(source=[]),
+        lambda content: content["source"].update(name=1),
+        lambda content: content["source"].pop("weights_sha256"),
+        lambda content: content["source"].update(revision=2),
+        lambda content: content.update(verified={"x": 1}),
+        lambda content: content.update(verified={"passed": True, "reference": "r", "checks": 3}),
+        lambda content: content.update(verified={"passed": True, "reference": "r", "checks": [{"check": "mel"}]}),
+        lambda content: content.update(
+            verified={
+                "passed": True,
+                "reference": "r",
+                "checks": [{"check": "mel", "worst": "x", "bound": None, "unit": "u", "comparisons": 1}],
+            }
+        ),
     ],
 )
 def test_a_manifest_that_makes_no_sense(copy: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -178,6 +193,52 @@ def test_aligner_and_recogniser_are_not_confused(asr_bundle: Path, aligner_bundl
         qwen3asr.load(asr_bundle, aligner=asr_bundle)
     with pytest.raises(BundleKindWrong):
         qwen3asr.load_aligner(asr_bundle)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("num_hidden_layers", 4),
+        ("num_hidden_layers", 10**9),
+        ("num_key_value_heads", 7),
+        ("head_dim", 10**9),
+        ("hidden_size", 96),
+    ],
+)
+def test_a_config_of_another_shape_than_the_graph_is_refused_and_names_it(
+    asr_bundle: Path, copy: Path, key: str, value: int
+) -> None:
+    """ONNX Runtime's RuntimeError about an input's name used to come out, or an OSError of mmap's."""
+    stated = json.loads((asr_bundle / "config.json").read_text("utf-8"))["text_config"][key]
+
+    def change(config: dict[str, Any]) -> None:
+        config["text_config"][key] = value
+        if key == "hidden_size":
+            config["audio_config"]["output_dim"] = value
+
+    _edit(copy, change, "config.json")
+    _edit(copy, lambda content: content["files"].update({"config.json": _entry(copy / "config.json")}))
+    with pytest.raises(BundleInvalid, match=f"{key} is {value} there and {stated} in the graph; run `qwen3asr export`"):
+        qwen3asr.load(copy, slots=1, capacity=512)
+
+
+def _entry(path: Path) -> dict[str, Any]:
+    return {"size": path.stat().st_size, "sha256": bundles.sha256(path)}
+
+
+def test_a_graph_with_other_inputs_is_refused(copy: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    for name in ("past.0.key", "audio"):
+        graph = onnx.load(copy / "onnx/decoder.onnx", load_external_data=False)
+        nodes = [node for node in graph.graph.node if name in node.input]
+        for node in nodes:
+            node.input[:] = [f"other.{part}" if part == name else part for part in node.input]
+        next(value for value in graph.graph.input if value.name == name).name = f"other.{name}"
+        (copy / "onnx/other.onnx").write_bytes(graph.SerializeToString())
+        _edit(copy, lambda content: content["files"].update({"onnx/other.onnx": _entry(copy / "onnx/other.onnx")}))
+        _edit(copy, lambda content: content["components"].update(decoder="onnx/other.onnx"))
+        with pytest.raises(BundleInvalid, match="other inputs than this version feeds"):
+            qwen3asr.load(copy)
 
 
 def test_settings_that_make_no_sense(asr_bundle: Path) -> None:

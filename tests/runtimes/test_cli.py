@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -219,6 +220,9 @@ def test_export_verify_info(run: Any, tmp_path: Path, recordings: dict[str, Reco
     assert "within the bounds of int8" in verified.out
     assert "FAILED" not in verified.out
     assert "passed against transformers" in run("info", tmp_path / "asr").out
+    card = (tmp_path / "asr" / "README.md").read_text("utf-8")
+    assert "not verified" not in card  # as it once went on saying
+    assert "| mel |" in card
 
 
 def test_a_bundle_that_failed_says_so_ever_after(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,6 +232,35 @@ def test_a_bundle_that_failed_says_so_ever_after(run: Any, tmp_path: Path, monke
     failed = run("verify", tmp_path / "asr", TINY / "asr")
     assert (failed.code, "FAILED at" in failed.err) == (cli.DIFFERS, True)
     assert "FAILED against transformers" in run("info", tmp_path / "asr").out
+    assert "| mel | " in (tmp_path / "asr" / "README.md").read_text("utf-8")
+
+
+def test_a_figure_that_is_not_finite_is_written_as_json_and_read_back(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("export", TINY / "asr", tmp_path / "asr", "--no-verify")
+    monkeypatch.setattr("qwen3asr_export.verification._relative", lambda *_: math.inf)
+    failed = run("verify", tmp_path / "asr", TINY / "asr")
+    assert (failed.code, "FAILED at" in failed.err) == (cli.DIFFERS, True)
+    manifest = (tmp_path / "asr" / "bundle.json").read_text("utf-8")
+    assert "Infinity" not in manifest
+    checks = {check["check"]: check["worst"] for check in json.loads(manifest)["verified"]["checks"]}
+    assert checks["decoder logits"] is None
+    told = run("info", tmp_path / "asr")
+    assert (told.code, "not finite relative to max" in told.out) == (0, True)
+    assert "| decoder logits | not finite |" in (tmp_path / "asr" / "README.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize("change", [{"source": {}}, {"verified": {"x": 1}}])
+def test_info_of_an_odd_manifest_is_an_error_that_says_so(
+    run: Any, asr_bundle: Path, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    folder = Path(shutil.copytree(asr_bundle, tmp_path / "odd"))
+    manifest = json.loads((folder / "bundle.json").read_text("utf-8")) | change
+    (folder / "bundle.json").write_text(json.dumps(manifest), "utf-8")
+    for command in ("info", "bench"):
+        result = run(command, folder)
+        assert (result.code, "bundle.json in" in result.err) == (cli.UNUSABLE, True)
 
 
 def test_eval_prints_a_report(run: Any, asr_bundle: Path, aligner_bundle: Path) -> None:

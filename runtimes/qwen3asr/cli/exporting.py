@@ -275,7 +275,8 @@ def _show(bundle: Bundle) -> None:
     print("\n".join(f"{label:<17} {value}" for label, value in rows.items()))
     for check in manifest.verified["checks"] if manifest.verified else ():
         bound = "not judged" if check["bound"] is None else f"at most {check['bound']:g}"
-        figures = f"{check['worst']:.2g} {check['unit']}, {bound}, {check['comparisons']} times"
+        worst = "not finite" if check["worst"] is None else f"{check['worst']:.2g}"
+        figures = f"{worst} {check['unit']}, {bound}, {check['comparisons']} times"
         print(f"  {check['check']:<32} {figures}")
 
 

@@ -19,6 +19,7 @@ from qwen3asr.features import Mel
 from qwen3asr.sessions.base import Embeddings, Ids, Picked
 from qwen3asr.sessions.opening import NAME, open_session
 from qwen3asr.sessions.providers import CPU, Provider
+from qwen3asr.sessions.shapes import check_shapes
 from qwen3asr.spec import ModelSpec
 
 
@@ -85,6 +86,9 @@ class OrtDecoder:
         mapped: use the weights as they lie in the mapped file, which processes then share, where otherwise they are
             copied into the kernels' own order: loading takes a tenth of the time, decoding up to two thirds more.
             For floating point only, integer weights need that order.
+
+    Raises:
+        BundleInvalid: the graph cannot be loaded, or has other shapes than ``spec``.
     """
 
     def __init__(
@@ -92,6 +96,7 @@ class OrtDecoder:
         weights: Path | None = None, mapped: bool = False,
     ) -> None:  # fmt: skip
         self._session = open_session(graph, threads=threads, weights=weights, mapped=mapped)
+        check_shapes(self._session, spec)
         shape = (slots, spec.kv_heads, capacity, spec.head_dim)
         self._caches = {f"{layer}.{side}": _zeros(shape) for layer in range(spec.layers) for side in ("key", "value")}
         self._slots, self._capacity, self._classes = slots, capacity, spec.classes
