@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-import resource
+import re
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +17,10 @@ import numpy as np
 import pytest
 import soundfile
 import soxr
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from pipecat.audio.vad.silero import SileroVADAnalyzer
 from pipecat.audio.vad.vad_analyzer import VADParams
 from pipecat.frames.frames import (
@@ -33,6 +37,11 @@ from pipecat.frames.frames import (
     STTUpdateSettingsFrame,
     TextFrame,
     TranscriptionFrame,
+    TTSAudioRawFrame,
+    TTSSpeakFrame,
+    TTSStartedFrame,
+    TTSStoppedFrame,
+    TTSTextFrame,
     VADUserStartedSpeakingFrame,
     VADUserStoppedSpeakingFrame,
 )
@@ -41,19 +50,24 @@ from pipecat.pipeline.pipeline import Pipeline
 from pipecat.pipeline.worker import PipelineParams, PipelineWorker
 from pipecat.processors.audio.vad_processor import VADProcessor
 from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
+from pipecat.services.tts_service import TTSService
 from pipecat.tests.utils import run_test
 from pipecat.transcriptions.language import Language
 from pipecat.workers.runner import WorkerRunner
 from tests.conftest import ROOT, Recording
+from tests.integrations.stalls import TURNS, Stall, assert_never_blocked, longest_stall
 
 import qwen3asr
 from qwen3asr import LANGUAGES, Recognizer
 from qwen3asr.errors import AlignerMissing, EngineBusy, EngineClosed, LanguageUnknown, RequestInvalid, StreamBehind
+from qwen3asr.hearing import EngineEar
 from qwen3asr_plugins.pipecat import (
     Qwen3AlignmentProcessor,
     Qwen3ASRStreamingSTTService,
     Qwen3ASRSTTService,
+    Qwen3CaptionFrame,
 )
+from qwen3asr_plugins.pipecat.turns import UserTurns
 
 F = TypeVar("F", bound=Frame)
 Service = Qwen3ASRSTTService | Qwen3ASRStreamingSTTService
@@ -142,12 +156,13 @@ class Call:
 
 
 @asynccontextmanager
-async def _call(*processors: FrameProcessor, rate: int = 16_000) -> AsyncIterator[Call]:
+async def _call(*processors: FrameProcessor, rate: int = 16_000, tracing: bool = False) -> AsyncIterator[Call]:
     before, behind = Log(), Log()
     worker = PipelineWorker(
         Pipeline([before, *processors, behind]),
         params=PipelineParams(audio_in_sample_rate=rate, enable_metrics=True),
         cancel_on_idle_timeout=False,
+        enable_tracing=tracing,
         enable_rtvi=False,
     )
     runner = WorkerRunner(handle_sigint=False)
@@ -199,10 +214,33 @@ def test_word_times_count_from_the_first_sample_of_the_turn(
     assert [word["text"] for word in words] == wanted.text.split()
     true = np.array([float(str(word["start"])) for word in wanted.words]) + 0.5  # of silence before the first word
     assert np.abs(np.array([word["start"] for word in words]) - true).mean() < 0.1
-    if kind is Qwen3ASRStreamingSTTService:
-        assert final.result["pre_roll"] == pytest.approx(0.7)  # the VAD came 0.2 s late
-    else:
-        assert all(0 < word["confidence"] <= 1 for word in words)
+    assert all(0 < word["confidence"] <= 1 for word in words)
+
+
+@BOTH
+def test_a_result_says_when_its_audio_began_and_how_long_it_was(
+    model: Recognizer, recordings: dict[str, Recording], kind: type[Service]
+) -> None:
+    """In segments and words too, Pipecat's padding is not among it."""
+    wanted = recordings["english"]
+    settings = kind.Settings(timestamps="word")
+    turn = [frame for frame in _turn(_pcm(wanted)) if not _is_silent(frame)]
+    down, _ = _hear(kind(model=model, settings=settings), turn)
+    (began,) = _of(turn, VADUserStartedSpeakingFrame)
+    before = turn[: turn.index(began)]
+    pre_roll = sum(frame.num_frames for frame in _of(before, InputAudioRawFrame)) / 16_000
+    (final,) = _of(down, TranscriptionFrame)
+    for frame in [final, *_of(down, InterimTranscriptionFrame)]:
+        assert frame.result["pre_roll"] == pytest.approx(pre_roll)
+        assert frame.result["start_time"] == pytest.approx(began.timestamp - pre_roll, abs=0.001)
+    seconds = sum(frame.num_frames for frame in _of(turn, InputAudioRawFrame)) / 16_000
+    assert final.result["duration"] == pytest.approx(seconds, abs=0.03)  # of frames that the model hears
+    assert final.result["segments"][-1]["end"] <= seconds
+    assert _words(final.result)[-1]["end"] <= seconds
+
+
+def _is_silent(frame: Frame) -> bool:
+    return isinstance(frame, InputAudioRawFrame) and not any(frame.audio)
 
 
 @BOTH
@@ -238,12 +276,7 @@ def test_a_pipeline_of_any_rate_with_a_real_vad(
             await call.before.until(VADUserStoppedSpeakingFrame)
             return await call.end()
 
-    finals = _finals(asyncio.run(scene()))
-    assert len(finals) == 1
-    if rate > 8_000:
-        assert finals == [wanted.text]
-    else:
-        assert finals[0]  # the telephone's band loses words
+    assert _finals(asyncio.run(scene())) == [wanted.text]
 
 
 # --- while the user speaks ---------------------------------------------------------------------------------------
@@ -275,6 +308,39 @@ def test_interims_grow_while_the_user_speaks(model: Recognizer, recordings: dict
         assert later.startswith(sure)
         assert frame.language == Language.EN
     assert committed[-1]
+
+
+def test_the_final_takes_one_step_of_the_model_after_the_vad_s_stop(
+    model: Recognizer, recordings: dict[str, Recording], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[int] = []
+    hear = EngineEar.hear
+
+    def counted(self: EngineEar, **options: Any) -> Any:
+        steps.append(1)
+        return hear(self, **options)
+
+    monkeypatch.setattr(EngineEar, "hear", counted)
+
+    async def scene() -> tuple[int, int, list[str]]:
+        service = Qwen3ASRStreamingSTTService(
+            model=model, settings=Qwen3ASRStreamingSTTService.Settings(step_seconds=0.5)
+        )
+        async with _call(service) as call:
+            *turn, stop = _turn(_pcm(recordings["english"]))
+            await call.send(*turn)
+            await call.settle()
+            assert service._turn is not None
+            await service._turn.stream.drain()  # all audio is heard
+            before = len(steps)
+            await call.send(stop)
+            await call.behind.until(TranscriptionFrame)
+            return before, len(steps) - before, _finals(await call.end())
+
+    before, after, finals = asyncio.run(scene())
+    assert finals == [recordings["english"].text]
+    assert before > 1
+    assert after == 1
 
 
 def test_the_vad_alone_decides_what_is_speech(model: Recognizer, recordings: dict[str, Recording]) -> None:
@@ -389,6 +455,62 @@ def test_what_is_said_while_muted_is_not_heard(
 
 
 @BOTH
+@pytest.mark.parametrize("while_speaking", [True, False])
+def test_muting_in_the_middle_of_a_turn_drops_what_was_said_in_it(
+    model: Recognizer, recordings: dict[str, Recording], kind: type[Service], while_speaking: bool
+) -> None:
+    """Unmuted while the user still speaks, or after the turn."""
+    one, two, three = (_pcm(recordings[name]) for name in ("english", "german-short", "spanish"))
+    stop = VADUserStoppedSpeakingFrame(stop_secs=0.2)
+    unmuted = [*_audio(three + _quiet(0.2)), stop] if while_speaking else _turn(three)
+    down, up = _hear(
+        kind(model=model),
+        [
+            *_turn(one)[:-1],
+            STTMuteFrame(mute=True),
+            *_audio(two),
+            *([] if while_speaking else [stop]),
+            STTMuteFrame(mute=False),
+            *unmuted,
+        ],
+    )
+    (final,) = _of(down, TranscriptionFrame)
+    assert final.text == recordings["spanish"].text
+    assert final.result["duration"] < len(three) / 32_000 + 1.1
+    assert final.result["pre_roll"] == pytest.approx(0.0 if while_speaking else 0.7)
+    assert abs(final.result["start_time"] - time.time()) < PATIENCE
+    assert not _of(up, ErrorFrame)
+
+
+@BOTH
+def test_the_context_is_the_model_s_from_the_start_and_as_it_changes(
+    model: Recognizer, recordings: dict[str, Recording], kind: type[Service], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contexts: list[object] = []
+    name = "transcribe_async" if kind is Qwen3ASRSTTService else "stream_async"
+    ask = getattr(Recognizer, name)
+
+    def spied(*arguments: Any, **options: Any) -> Any:
+        contexts.append(options["context"])
+        return ask(*arguments, **options)
+
+    monkeypatch.setattr(Recognizer, name, spied)
+
+    async def scene() -> list[Frame]:
+        async with _call(kind(model=model, settings=kind.Settings(context="Anna, green"))) as call:
+            await call.send(*_turn(_pcm(recordings["english"])))
+            await call.behind.until(TranscriptionFrame, 1)
+            await call.send(STTUpdateSettingsFrame(delta=kind.Settings(context="Berta")))
+            await call.settle()
+            await call.send(*_turn(_pcm(recordings["spanish"])))
+            await call.behind.until(TranscriptionFrame, 2)
+            return await call.end()
+
+    assert _finals(asyncio.run(scene())) == [recordings[name].text for name in ("english", "spanish")]
+    assert contexts == ["Anna, green", "Berta"]
+
+
+@BOTH
 def test_settings_change_in_the_middle_of_a_call(
     model: Recognizer, recordings: dict[str, Recording], kind: type[Service]
 ) -> None:
@@ -432,8 +554,46 @@ def test_metrics_and_latency_are_told(model: Recognizer, recordings: dict[str, R
     down, _ = _hear(service, _turn(_pcm(recordings["english"])))
     data = [data for frame in _of(down, MetricsFrame) for data in frame.data if data.processor == service.name]
     assert [one.value > 0 for one in data if isinstance(one, TTFBMetricsData) and one.value] == [True]
-    assert [one.value > 0 for one in data if isinstance(one, ProcessingMetricsData) and one.value] == [True]
+    processing = [one.value > 0 for one in data if isinstance(one, ProcessingMetricsData) and one.value]
+    assert processing == ([True] if kind is Qwen3ASRSTTService else [])  # a stream has no request to be timed
     assert _of(down, STTMetadataFrame)[0].ttfs_p99_latency == 0.4
+
+
+@BOTH
+@pytest.mark.parametrize(("timeout", "measured"), [(0.0, False), (PATIENCE, True)])
+def test_a_final_that_pipecat_does_not_wait_for_is_not_measured(
+    model: Recognizer, recordings: dict[str, Recording], kind: type[Service], timeout: float, measured: bool
+) -> None:
+    service = kind(model=model, stt_ttfb_timeout=timeout)
+    down, _ = _hear(service, _turn(_pcm(recordings["english"])))
+    assert _finals(down)
+    data = [data for frame in _of(down, MetricsFrame) for data in frame.data if data.processor == service.name]
+    assert any(isinstance(one, TTFBMetricsData) and one.value for one in data) is measured
+
+
+@BOTH
+def test_a_trace_has_a_span_for_each_final(
+    model: Recognizer, recordings: dict[str, Recording], kind: type[Service]
+) -> None:
+    spans = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+
+    async def scene() -> None:
+        async with _call(kind(model=model), tracing=True) as call:
+            for number, name in enumerate(("english", "spanish"), 1):
+                await call.send(*_turn(_pcm(recordings[name])))
+                await call.behind.until(TranscriptionFrame, number)
+            await call.end()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trace, "get_tracer", provider.get_tracer)
+        asyncio.run(scene())
+    found = [dict(span.attributes or {}) for span in spans.get_finished_spans() if span.name == "stt"]
+    assert [one["transcript"] for one in found] == [recordings[name].text for name in ("english", "spanish")]
+    for one in found:
+        assert (one["is_final"], one["gen_ai.request.model"]) == (True, model.bundle.folder.name)
+        assert float(str(one["metrics.ttfb"])) > 0
 
 
 # --- many, and ends ----------------------------------------------------------------------------------------------
@@ -569,52 +729,25 @@ def test_every_language_has_a_name_on_both_sides(model: Recognizer) -> None:
 # --- the event loop ----------------------------------------------------------------------------------------------
 
 
-async def _longest_stall(work: Callable[[], Awaitable[None]]) -> float:
-    """Seconds that one callback kept the event loop, at most, while the work is done.
-
-    Of a callback that lost the processor to another thread or process only its own computing counts.
-    """
-    longest = 0.0
-    run = asyncio.events.Handle._run
-
-    def preempted() -> int:
-        return resource.getrusage(resource.RUSAGE_THREAD).ru_nivcsw
-
-    def timed(handle: asyncio.events.Handle) -> None:
-        nonlocal longest
-        start, computed, before = time.perf_counter(), time.thread_time(), preempted()
-        run(handle)
-        alone = preempted() == before
-        longest = max(longest, time.perf_counter() - start if alone else time.thread_time() - computed)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(asyncio.events.Handle, "_run", timed)
-        await work()
-    return longest
-
-
 @BOTH
 def test_the_event_loop_is_never_blocked(
     model: Recognizer, recordings: dict[str, Recording], kind: type[Service]
 ) -> None:
-    """Other processes may take the processor at any time: only what happens in every turn is the service's doing."""
-
-    async def scene() -> list[float]:
-        stalls: list[float] = []
+    async def scene() -> list[Stall]:
+        stalls: list[Stall] = []
         async with _call(kind(model=model, settings=kind.Settings(timestamps="word"))) as call:
-            while len(stalls) < 40 and min(stalls, default=1.0) >= 0.01:
-                turns = len(stalls) + 1
+            for number in range(TURNS):
 
-                async def turn(turns: int = turns) -> None:
+                async def turn(finals: int = number + 1) -> None:
                     for frame in _turn(_pcm(recordings["english"])):
                         await call.send(frame)
                         await asyncio.sleep(0)
-                    await call.behind.until(TranscriptionFrame, turns)
+                    await call.behind.until(TranscriptionFrame, finals)
 
-                stalls.append(await _longest_stall(turn))
+                stalls.append(await longest_stall(turn))
         return stalls
 
-    assert min(asyncio.run(scene())) < 0.01
+    assert_never_blocked(asyncio.run(scene()))
 
 
 # --- word times for other services -------------------------------------------------------------------------------
@@ -658,6 +791,77 @@ def test_words_of_another_service_get_times(model: Recognizer, recordings: dict[
     lead = 1.0 - 0.2  # of pre-roll, less what was said before the VAD's start
     assert np.abs(np.array([word["start"] for word in words]) - true - lead).mean() < 0.15
     assert [word["text"] for word in _words(two.result)] == next_one.text.split()
+
+    (began,) = _of(turns[0], VADUserStartedSpeakingFrame)
+    assert one.result["pre_roll"] == pytest.approx(1.0)
+    assert one.result["start_time"] == pytest.approx(began.timestamp - 1.0, abs=0.001)
+
+
+class _Spy:
+    """An aligner that notes what it is asked: seconds and text."""
+
+    def __init__(self, model: Recognizer) -> None:
+        self._model, self.asked = model, list[tuple[float, str]]()
+
+    def align(self, samples: Any, text: str, **options: Any) -> Any:
+        self.asked.append((round(len(samples) / options["sample_rate"], 2), text))
+        return self._model.align(samples, text, **options)
+
+
+def _final(text: str) -> TranscriptionFrame:
+    return TranscriptionFrame(text, "user", "now", Language.EN)
+
+
+def _aligned_late(model: Recognizer, *frames: Frame, finals: int, **options: Any) -> tuple[_Spy, list[Frame]]:
+    """All frames, the finals among them, come to the processor before the first alignment is done."""
+    spy: Any = _Spy(model)
+
+    async def scene() -> list[Frame]:
+        async with _call(Qwen3AlignmentProcessor(aligner=spy, **options)) as call:
+            await call.send(*frames)
+            await call.behind.until(TranscriptionFrame, finals)
+            return await call.end()
+
+    return spy, asyncio.run(scene())
+
+
+def _turn_of(seconds: float, rate: int = 16_000, **stop: Any) -> list[Frame]:
+    """Between the VAD's start and its stop; the first has no pre-roll."""
+    frames = _audio(_quiet(seconds, rate), rate)
+    return [VADUserStartedSpeakingFrame(), *frames, VADUserStoppedSpeakingFrame(**stop)]
+
+
+@pytest.mark.parametrize("third", [[], _turn_of(4.0)[:-1]])
+def test_a_final_is_of_the_oldest_turn_that_is_over(model: Recognizer, third: list[Frame]) -> None:
+    """Two turns are over, and a third goes on, when the first final comes."""
+    spy, _ = _aligned_late(
+        model,
+        *[*_turn_of(2.0), *_turn_of(3.0, 8_000), *third, _final("one"), _final("two"), _final("three")],
+        finals=3,
+    )
+    assert spy.asked == [(2.0, "one"), (3.0, "two")]
+
+
+def test_a_turn_without_a_final_is_given_up(model: Recognizer) -> None:
+    noise = _turn_of(2.0, timestamp=time.time() - 60)
+    assert _aligned_late(model, *noise, *_turn_of(3.0), _final("one"), finals=1)[0].asked == [(3.0, "one")]
+    spy, _ = _aligned_late(model, *noise, *_turn_of(3.0), _final("one"), finals=1, final_within=90.0)
+    assert spy.asked == [(2.0, "one")]
+    slow = STTMetadataFrame(service_name="slow", ttfs_p99_latency=45.0)
+    assert _aligned_late(model, slow, *noise, _final("one"), finals=1)[0].asked == [(2.0, "one")]
+
+
+def test_turns_that_wait_are_bounded_and_so_is_their_audio() -> None:
+    turns = UserTurns(longest=1.0)
+    for number in range(10):
+        turns.begin(VADUserStartedSpeakingFrame(timestamp=100.0 * number))
+        for frame in _audio(_quiet(1 + number / 10)):
+            turns.hear(frame)
+        turns.end(VADUserStoppedSpeakingFrame(timestamp=time.time()))
+    waiting = list(iter(lambda: turns.claim(60.0), None))
+    assert len(waiting) == 8
+    assert all(turn.clip.seconds == pytest.approx(1.0) for turn in waiting)
+    assert waiting[0].anchor.start_time == pytest.approx(200.2)  # its first 0.2 s are gone
 
 
 def test_all_that_cannot_be_aligned_goes_on_as_it_is(model: Recognizer, recordings: dict[str, Recording]) -> None:
@@ -710,6 +914,118 @@ async def _wait(event: asyncio.Event) -> None:
     await event.wait()
 
 
+# --- word times for what a TTS service says ----------------------------------------------------------------------
+
+
+class _Voice(TTSService):
+    """A service that says the texts of recordings with their voices, without word times."""
+
+    def __init__(self, recordings: dict[str, Recording]) -> None:
+        super().__init__(push_start_frame=True, push_stop_frames=True, sample_rate=16_000)
+        self._voices = {recordings[name].text: _pcm(recordings[name]) for name in SPOKEN}
+
+    def can_generate_metrics(self) -> bool:
+        return False
+
+    async def run_tts(self, text: str, context_id: str) -> AsyncGenerator[Frame | None, None]:
+        pcm = self._voices[text.rstrip(".")]
+        for at in range(0, len(pcm), 6_400):
+            yield TTSAudioRawFrame(pcm[at : at + 6_400], 16_000, 1, context_id=context_id)
+
+
+def test_what_a_tts_service_says_gets_captions(model: Recognizer, recordings: dict[str, Recording]) -> None:
+    said = recordings["english"]
+    text = f"{said.text}."
+
+    async def scene() -> list[Frame]:
+        async with _call(_Voice(recordings), Qwen3AlignmentProcessor(aligner=model)) as call:
+            await call.send(TTSSpeakFrame(text), TTSSpeakFrame(recordings["spanish"].text))
+            await call.behind.until(Qwen3CaptionFrame, 2)
+            return await call.end()
+
+    frames = asyncio.run(scene())
+    one, two = _of(frames, Qwen3CaptionFrame)
+    texts = _of(frames, TTSTextFrame)
+    assert [frame.text for frame in texts] == [text, recordings["spanish"].text]
+    assert [(frame.text, frame.context_id) for frame in (one, two)] == [(t.text, t.context_id) for t in texts]
+    words = _words(one.result)
+    assert [word["text"] for word in words] == said.text.split()
+    true = np.array([float(str(word["start"])) for word in said.words])
+    assert np.abs(np.array([word["start"] for word in words]) - true).mean() < 0.1
+    assert one.result["duration"] == pytest.approx(len(_pcm(said)) / 32_000, abs=0.001)
+    assert [word["text"] for word in _words(two.result)] == recordings["spanish"].text.split()
+
+
+def _speech(pcm: bytes) -> list[Frame]:
+    return [TTSAudioRawFrame(pcm[at : at + 6_400], 16_000, 1, context_id="a") for at in range(0, len(pcm), 6_400)]
+
+
+def _text(text: str, pts: int | None = None) -> TTSTextFrame:
+    frame = TTSTextFrame(text, text_type="sentence", context_id="a")
+    frame.pts = pts
+    return frame
+
+
+def _captions(model: Recognizer, *frames: Frame) -> list[Qwen3CaptionFrame]:
+    async def scene() -> list[Frame]:
+        async with _call(Qwen3AlignmentProcessor(aligner=model)) as call:
+            await call.send(*frames)
+            return await call.end()
+
+    return _of(asyncio.run(scene()), Qwen3CaptionFrame)
+
+
+def test_captions_of_a_context_tell_where_their_audio_is_in_it(
+    model: Recognizer, recordings: dict[str, Recording]
+) -> None:
+    one, two = recordings["english"], recordings["spanish"]
+    start, stop = TTSStartedFrame(context_id="a"), TTSStoppedFrame(context_id="a")
+    first, second = _speech(_pcm(one)), _speech(_pcm(two))
+    seconds = len(_pcm(one)) / 32_000
+
+    told = _captions(model, start, *first, _text(one.text), *second, _text(two.text), stop)
+    assert [(frame.text, frame.result["offset"]) for frame in told] == [
+        (one.text, 0.0), (two.text, pytest.approx(seconds, abs=0.001)),
+    ]  # fmt: skip
+    (whole,) = _captions(model, start, _text(one.text), *first, _text(two.text), *second, stop)  # text before audio
+    assert whole.text == f"{one.text} {two.text}"
+    words = _words(whole.result)
+    assert [word["text"] for word in words] == whole.text.split()
+    assert words[len(one.words)]["start"] >= seconds - 0.2
+    assert not _captions(model, start, *first, *[_text(word, pts=1) for word in one.text.split()], stop)
+    assert not _captions(model, *first, _text(one.text))  # of no context
+
+
+def test_an_interruption_takes_back_captions_and_no_tts_frame_waits(
+    model: Recognizer, recordings: dict[str, Recording]
+) -> None:
+    """The aligner does not answer before all frames have passed."""
+    passed = asyncio.Event()
+
+    class Slow:
+        def align(self, *arguments: Any, **options: Any) -> Any:
+            asyncio.run_coroutine_threadsafe(_wait(passed), loop).result(PATIENCE)
+            return model.align(*arguments, **options)
+
+    async def scene() -> list[Frame]:
+        nonlocal loop
+        loop = asyncio.get_running_loop()
+        slow: Any = Slow()
+        said = [TTSStartedFrame(context_id="a"), *_speech(_pcm(recordings["english"])), _text("hello")]
+        async with _call(Qwen3AlignmentProcessor(aligner=slow)) as call:
+            await call.send(*said, TTSStoppedFrame(context_id="a"))
+            await call.behind.until(TTSStoppedFrame)
+            await call.send(InterruptionFrame())
+            await call.behind.until(InterruptionFrame)
+            await call.send(*said, TTSStoppedFrame(context_id="a"))
+            await call.behind.until(TTSStoppedFrame, 2)
+            passed.set()
+            return await call.end()
+
+    loop: asyncio.AbstractEventLoop
+    assert len(_of(asyncio.run(scene()), Qwen3CaptionFrame)) == 1
+
+
 # --- around it ---------------------------------------------------------------------------------------------------
 
 
@@ -731,3 +1047,28 @@ def test_the_example_prints_interims_finals_and_words(
     assert f"final    en: {recordings['english'].text}" in lines
     assert any(line.startswith("interim") for line in lines)
     assert sum(line.startswith("    ") for line in lines) == len(recordings["english"].text.split())
+
+
+def test_the_readme_s_pipeline_hears(
+    asr_bundle: Path, recordings: dict[str, Recording], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/qwen3-asr-0.6b").symlink_to(asr_bundle)
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "integrations/README.md").read_text("utf-8")
+    section = text[text.index("\n## Pipecat") : text.index("\n## LiveKit")]
+    (block,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    known: dict[str, Any] = {}
+    exec(block, known)
+    vad, stt = known["pipeline"].processors[1:-1]
+    assert isinstance(vad, VADProcessor)
+    patient = VADProcessor(vad_analyzer=SileroVADAnalyzer(params=VADParams(stop_secs=0.8)))  # of slow speakers
+
+    async def scene() -> list[Frame]:
+        async with _call(patient, stt) as call:
+            await call.send(*_audio(_quiet(1) + _pcm(recordings["english"]) + _quiet(2)))
+            await call.before.until(VADUserStoppedSpeakingFrame)
+            return await call.end()
+
+    assert _finals(asyncio.run(scene())) == [recordings["english"].text]
+    known["model"].close()

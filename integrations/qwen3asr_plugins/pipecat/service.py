@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
+from collections import deque
 from collections.abc import AsyncGenerator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from pipecat.frames.frames import Frame, InputAudioRawFrame, TranscriptionFrame
+from pipecat.frames.frames import (
+    Frame,
+    InputAudioRawFrame,
+    STTMuteFrame,
+    TranscriptionFrame,
+    VADUserStartedSpeakingFrame,
+    VADUserStoppedSpeakingFrame,
+)
 from pipecat.processors.frame_processor import FrameDirection
 from pipecat.services.stt_service import SegmentedSTTService, STTService
 from pipecat.transcriptions.language import Language
@@ -20,8 +30,8 @@ import qwen3asr
 from qwen3asr import Recognizer, Transcript
 from qwen3asr.errors import EngineClosed, Qwen3AsrError, RequestInvalid
 
-from .languages import model_language, pipecat_language
-from .settings import Qwen3ASRSTTSettings
+from .settings import Qwen3ASRSTTSettings, model_language, pipecat_language
+from .turns import Anchor
 
 
 class Qwen3ASRService(STTService):
@@ -37,6 +47,7 @@ class Qwen3ASRService(STTService):
         settings: Qwen3ASRSTTSettings,
         audio_passthrough: bool,
         ttfs_p99_latency: float | None,
+        stt_ttfb_timeout: float,
         name: str | None,
     ) -> None:
         if isinstance(model, Recognizer) and aligner is not None:
@@ -46,11 +57,12 @@ class Qwen3ASRService(STTService):
         settings.model = self._recognizer.bundle.folder.name
         self._check(settings)
         super().__init__(
-            settings=settings, audio_passthrough=audio_passthrough, ttfs_p99_latency=ttfs_p99_latency, name=name
-        )
+            settings=settings, audio_passthrough=audio_passthrough, ttfs_p99_latency=ttfs_p99_latency,
+            stt_ttfb_timeout=stt_ttfb_timeout, name=name,
+        )  # fmt: skip
 
     def can_generate_metrics(self) -> bool:
-        """Processing time of each transcript, and Pipecat's time to the first byte."""
+        """Time from the end of speech to the final; of the segmented service processing time too."""
         return True
 
     def language_to_service_language(self, language: Language) -> str | None:
@@ -101,11 +113,21 @@ class Qwen3ASRService(STTService):
         """For :func:`traced_stt`, which traces the ``push_frame`` of the class that it is used in."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """A segment that waits to be transcribed: where its times count from, and its length without Pipecat's padding."""
+
+    anchor: Anchor
+    seconds: float
+
+
 class Qwen3ASRSTTService(Qwen3ASRService, SegmentedSTTService):
     """One final ``TranscriptionFrame`` for each segment of speech that the VAD finds; none where nothing was said.
 
     ``result`` is :meth:`qwen3asr.Transcript.to_dict`: text, language, confidence, finish reason, and segments, with
-    words if ``timestamps`` asks for them. Errors of the model become error frames; the next segment is tried again.
+    words if ``timestamps`` asks for them; its times count from ``start_time`` (in seconds of ``time.time()``), which is
+    ``pre_roll`` seconds before the VAD's start. Errors of the model become error frames; the next segment is tried
+    again. Muting drops what was said in the open segment; what is said in it after unmuting is heard.
     """
 
     Settings = Qwen3ASRSTTSettings
@@ -118,6 +140,7 @@ class Qwen3ASRSTTService(Qwen3ASRService, SegmentedSTTService):
         settings: Qwen3ASRSTTSettings | None = None,
         audio_passthrough: bool = True,
         ttfs_p99_latency: float | None = None,
+        stt_ttfb_timeout: float = 2.0,
         name: str | None = None,
     ) -> None:
         """Make a service.
@@ -129,6 +152,8 @@ class Qwen3ASRSTTService(Qwen3ASRService, SegmentedSTTService):
             settings: what is to differ from: language detected, no context, no word times.
             audio_passthrough: audio frames go on down the pipeline.
             ttfs_p99_latency: seconds; see the module's text for how to measure it.
+            stt_ttfb_timeout: seconds after the VAD's stop that Pipecat measures; a final that comes later has no
+                latency in its metrics.
             name: of the processor.
 
         Raises:
@@ -139,13 +164,36 @@ class Qwen3ASRSTTService(Qwen3ASRService, SegmentedSTTService):
             store.apply_update(settings)
         super().__init__(
             model=model, aligner=aligner, settings=store, audio_passthrough=audio_passthrough,
-            ttfs_p99_latency=ttfs_p99_latency, name=name,
+            ttfs_p99_latency=ttfs_p99_latency, stt_ttfb_timeout=stt_ttfb_timeout, name=name,
         )  # fmt: skip
+        self._begun: Anchor | None = None  # of the segment that the user speaks; none while nobody does, or muted
+        self._said: deque[_Said] = deque()  # as Pipecat's queue of segments
+
+    @property
+    def _buffered(self) -> float:
+        """Seconds of audio that Pipecat keeps for the segment."""
+        return len(self._audio_buffer) / 2 / self.sample_rate
 
     @property
     def wants_wav_segments(self) -> bool:
         """No: ``run_stt`` gets the samples themselves."""
         return False
+
+    async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
+        """Note where segments begin and end; Pipecat does the rest."""
+        if isinstance(frame, VADUserStartedSpeakingFrame):
+            self._begun = self._begun or Anchor.before(frame.timestamp, self._buffered)
+        elif isinstance(frame, VADUserStoppedSpeakingFrame):
+            if self.is_usable:  # else Pipecat drops the segment
+                anchor = self._begun or Anchor.before(frame.timestamp, self._buffered)
+                self._said.append(_Said(anchor, self._buffered))
+            self._begun = None
+        elif isinstance(frame, STTMuteFrame) and frame.mute:
+            self._audio_buffer.clear()  # what is said later does not follow on it
+            self._begun = None
+        elif isinstance(frame, STTMuteFrame) and self.is_muted and self._user_speaking:
+            self._begun = Anchor(time.time())
+        await super().process_frame(frame, direction)
 
     async def process_audio_frame(self, frame: InputAudioRawFrame, direction: FrameDirection) -> None:
         """Keep audio for the segment, unless muted."""
@@ -154,7 +202,7 @@ class Qwen3ASRSTTService(Qwen3ASRService, SegmentedSTTService):
 
     async def run_stt(self, audio: bytes) -> AsyncGenerator[Frame | None, None]:
         """The transcript of a segment, 16-bit mono at the pipeline's rate."""
-        settings = self._settings
+        settings, said = self._settings, self._said.popleft()
         await self.start_processing_metrics()
         try:
             transcript = await self._recognizer.transcribe_async(
@@ -170,8 +218,22 @@ class Qwen3ASRSTTService(Qwen3ASRService, SegmentedSTTService):
         finally:
             await self.stop_processing_metrics()
         if transcript.text:
-            yield await self._final(transcript, transcript.to_dict())
+            result = _cut(transcript, said.seconds).to_dict() | said.anchor.to_dict()
+            yield await self._final(transcript, result)
 
     @traced_stt
     async def _handle_transcription(self, transcript: str, is_final: bool, language: Language | None = None) -> None:
         await super()._handle_transcription(transcript, is_final, language)
+
+
+def _cut(transcript: Transcript, seconds: float) -> Transcript:
+    """Without the silence that Pipecat appended."""
+    segments = tuple(
+        replace(
+            segment,
+            end=min(segment.end, seconds),
+            words=tuple(replace(word, end=min(word.end, seconds)) for word in segment.words),
+        )
+        for segment in transcript.segments
+    )
+    return replace(transcript, duration=seconds, segments=segments)

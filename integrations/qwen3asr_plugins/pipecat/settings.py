@@ -1,4 +1,4 @@
-"""What of the services can change while they run."""
+"""What of the services can change while they run, and what Pipecat and the model call languages."""
 
 from __future__ import annotations
 
@@ -6,7 +6,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from pipecat.services.settings import STTSettings
+from pipecat.transcriptions.language import Language
 from pipecat.utils.types import NOT_GIVEN, NotGiven
+
+from qwen3asr import LANGUAGES
+
+_NAMES = {code: name for name, code in LANGUAGES.items()} | {"tl": "Filipino", "zh-HK": "Cantonese"}
 
 
 @dataclass
@@ -33,3 +38,13 @@ class Qwen3ASRStreamingSTTSettings(Qwen3ASRSTTSettings):
     """
 
     step_seconds: float | NotGiven = field(default_factory=lambda: NOT_GIVEN)
+
+
+def model_language(language: Language) -> str | None:
+    """The model's name of a language (``"German"`` of ``de-AT``); ``None`` if it knows none."""
+    return _NAMES.get(language.value) or _NAMES.get(language.value.split("-")[0])
+
+
+def pipecat_language(name: str | None) -> Language | None:
+    """Pipecat's name of one of the model's languages; all thirty have one."""
+    return None if name is None else Language(LANGUAGES[name])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import time
 from collections.abc import AsyncGenerator
 from dataclasses import asdict, dataclass, field
 
@@ -29,10 +30,9 @@ import qwen3asr
 from qwen3asr import Final, Partial, Recognizer, StreamSettings
 from qwen3asr.errors import Qwen3AsrError, StreamEnded
 
-from .languages import pipecat_language
-from .preroll import PRE_ROLL_SECONDS, keep_last
 from .service import Qwen3ASRService
-from .settings import Qwen3ASRStreamingSTTSettings, Qwen3ASRSTTSettings
+from .settings import Qwen3ASRStreamingSTTSettings, Qwen3ASRSTTSettings, pipecat_language
+from .turns import PRE_ROLL_SECONDS, Anchor, keep_last
 
 
 @dataclass(slots=True, eq=False)
@@ -40,7 +40,7 @@ class _Turn:
     """What the user says from the VAD's start to its stop."""
 
     stream: qwen3asr.AsyncStream
-    pre_roll: float  # seconds of its audio from before the VAD's start
+    anchor: Anchor
     finals: list[Final] = field(default_factory=list)
     follower: asyncio.Task[None] | None = None
     finisher: asyncio.Task[None] | None = None
@@ -50,13 +50,16 @@ class Qwen3ASRStreamingSTTService(Qwen3ASRService):
     """``InterimTranscriptionFrame``s while the user speaks, and one final ``TranscriptionFrame`` a turn of the VAD.
 
     An interim has the text of the turn so far; its ``result`` says which part of it is ``committed`` and will not
-    change. The final comes one step of the model after the VAD's stop, with a ``result`` as that of
-    :class:`Qwen3ASRSTTService`, and ``pre_roll``: the seconds of audio before the VAD's start, where its times begin.
-    A turn of more than 30 s is decoded in several segments, and still makes one final.
+    change. The final comes one step of the model after the VAD's stop. The times of both count from ``start_time``, as
+    those of :class:`Qwen3ASRSTTService`. A turn of more than 30 s is decoded in several segments, and still makes one
+    final.
 
-    The VAD alone decides what is speech. An interruption changes nothing: it is the user who speaks. What is said while
-    the service is muted is not heard. A turn that is still open when the pipeline ends is transcribed to its end; a
-    cancelled pipeline drops it.
+    The VAD alone decides what is speech. An interruption changes nothing: it is the user who speaks. Muting drops the
+    open turn; what is said in it after unmuting is heard. A turn that is still open when the pipeline ends is
+    transcribed to its end; a cancelled pipeline drops it.
+
+    Metrics are the time to the final and the seconds of audio. There is no processing time: decoding goes on all the
+    while that the user speaks, as in any of Pipecat's streaming services.
     """
 
     Settings = Qwen3ASRStreamingSTTSettings
@@ -70,6 +73,7 @@ class Qwen3ASRStreamingSTTService(Qwen3ASRService):
         settings: Qwen3ASRStreamingSTTSettings | None = None,
         audio_passthrough: bool = True,
         ttfs_p99_latency: float | None = None,
+        stt_ttfb_timeout: float = 2.0,
         name: str | None = None,
     ) -> None:
         """Make a service; arguments and errors as those of :class:`Qwen3ASRSTTService`.
@@ -81,7 +85,7 @@ class Qwen3ASRStreamingSTTService(Qwen3ASRService):
             store.apply_update(settings)
         super().__init__(
             model=model, aligner=aligner, settings=store, audio_passthrough=audio_passthrough,
-            ttfs_p99_latency=ttfs_p99_latency, name=name,
+            ttfs_p99_latency=ttfs_p99_latency, stt_ttfb_timeout=stt_ttfb_timeout, name=name,
         )  # fmt: skip
         self._heard_before = bytearray()  # the turn, if the VAD then says so
         self._turn: _Turn | None = None  # that of the user who speaks now
@@ -89,13 +93,17 @@ class Qwen3ASRStreamingSTTService(Qwen3ASRService):
 
     async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
         """Open a turn where the VAD hears the user, and end it where it does not any more."""
+        was_muted = self.is_muted
         await super().process_frame(frame, direction)
-        if isinstance(frame, VADUserStartedSpeakingFrame):
-            await self._begin_turn()
+        if isinstance(frame, VADUserStartedSpeakingFrame) and not was_muted:
+            await self._begin_turn(Anchor.before(frame.timestamp, len(self._heard_before) / 2 / self.sample_rate))
         elif isinstance(frame, VADUserStoppedSpeakingFrame):
             await self._end_turn()
         elif isinstance(frame, STTMuteFrame) and frame.mute:
             self._heard_before.clear()  # what is said later does not follow on it
+            await self._drop([] if self._turn is None else [self._turn])
+        elif isinstance(frame, STTMuteFrame) and was_muted and self._user_speaking:
+            await self._begin_turn(Anchor(time.time()))
 
     async def run_stt(self, audio: bytes) -> AsyncGenerator[Frame | None, None]:
         """Give 16-bit mono audio at the pipeline's rate to the open turn, or keep it for the next; yields nothing."""
@@ -116,11 +124,11 @@ class Qwen3ASRStreamingSTTService(Qwen3ASRService):
     async def cancel(self, frame: CancelFrame) -> None:
         """Drop what was said."""
         await super().cancel(frame)
-        await self._drop_turns()
+        await self._drop(self._turns)
 
     async def cleanup(self) -> None:
         """Let go of everything; see :class:`Qwen3ASRSTTService`."""
-        await self._drop_turns()
+        await self._drop(self._turns)
         await super().cleanup()
 
     def _check(self, settings: Qwen3ASRSTTSettings) -> None:
@@ -134,7 +142,7 @@ class Qwen3ASRStreamingSTTService(Qwen3ASRService):
 
     # --- a turn ------------------------------------------------------------------------------------------------
 
-    async def _begin_turn(self) -> None:
+    async def _begin_turn(self, anchor: Anchor) -> None:
         if self._turn is not None or not self.is_usable:
             return
         settings = self._settings
@@ -150,7 +158,7 @@ class Qwen3ASRStreamingSTTService(Qwen3ASRService):
         except Qwen3AsrError as error:
             await self._report("a turn is lost", error)
             return
-        turn = _Turn(stream, len(self._heard_before) / 2 / self.sample_rate)
+        turn = _Turn(stream, anchor)
         before = self._turns[-1].follower if self._turns else None
         turn.follower = self.create_task(self._follow(turn, before), "follow")
         self._turn = turn
@@ -171,7 +179,6 @@ class Qwen3ASRStreamingSTTService(Qwen3ASRService):
     async def _end_turn(self) -> None:
         turn, self._turn = self._turn, None
         if turn is not None:
-            await self.start_processing_metrics()
             # before the final, so that tracing can attach it
             await self.emit_stt_usage_metrics()  # type: ignore[no-untyped-call]
             turn.finisher = self.create_task(_finish(turn.stream), "finish")
@@ -184,9 +191,7 @@ class Qwen3ASRStreamingSTTService(Qwen3ASRService):
             await self._push_events(turn)
             transcript = qwen3asr.transcript_of(turn.finals)
             if transcript.text:
-                result = transcript.to_dict() | {"pre_roll": round(turn.pre_roll, 3)}
-                await self.push_frame(await self._final(transcript, result))
-            await self.stop_processing_metrics()
+                await self.push_frame(await self._final(transcript, transcript.to_dict() | turn.anchor.to_dict()))
         finally:
             self._turns = [other for other in self._turns if other is not turn]
 
@@ -205,14 +210,16 @@ class Qwen3ASRStreamingSTTService(Qwen3ASRService):
         text = qwen3asr.join_texts([*closed, event.text])
         if not text:
             return
-        result = asdict(event) | {"text": text, "committed": qwen3asr.join_texts([*closed, event.committed])}
+        committed = qwen3asr.join_texts([*closed, event.committed])
+        result = asdict(event) | {"text": text, "committed": committed} | turn.anchor.to_dict()
         language = pipecat_language(event.language)
         await self.push_frame(
             InterimTranscriptionFrame(text, self._user_id, time_now_iso8601(), language, result=result)
         )
 
-    async def _drop_turns(self) -> None:
-        self._turn, turns, self._turns = None, self._turns, []
+    async def _drop(self, turns: list[_Turn]) -> None:
+        self._turns = [turn for turn in self._turns if turn not in turns]
+        self._turn = None if self._turn in turns else self._turn
         for turn in turns:
             for task in (turn.follower, turn.finisher):
                 if task is not None and not task.done():
