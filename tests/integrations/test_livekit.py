@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-import resource
+import re
 import subprocess
 import sys
-import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,17 +18,26 @@ import pytest
 import soundfile
 import soxr
 from livekit import rtc
-from livekit.agents import Agent, AgentSession, APIConnectOptions, APIError, LanguageCode, inference
+from livekit.agents import Agent, AgentSession, APIConnectOptions, APIError, APITimeoutError, LanguageCode, inference
 from livekit.agents.metrics import STTMetrics
 from livekit.agents.stt import FallbackAdapter, SpeechData, SpeechEvent, SpeechEventType, StreamAdapter, STTError
 from livekit.agents.stt import RecognizeStream as AnyStream
 from livekit.agents.voice.events import UserInputTranscribedEvent
 from livekit.agents.voice.io import AudioInput
 from tests.conftest import ROOT, Recording
+from tests.integrations.stalls import TURNS, Stall, assert_never_blocked, longest_stall
 
 import qwen3asr
 from qwen3asr import LANGUAGES, EnergyDetector, Final, Partial, Recognizer, StreamSettings
-from qwen3asr.errors import AlignerMissing, ContextInvalid, EngineBusy, EngineClosed, LanguageUnknown, RequestInvalid
+from qwen3asr.errors import (
+    AlignerMissing,
+    ContextInvalid,
+    DeadlineExceeded,
+    EngineBusy,
+    EngineClosed,
+    LanguageUnknown,
+    RequestInvalid,
+)
 from qwen3asr_plugins.livekit import STT
 
 SPOKEN = ("english", "german-short", "spanish", "chinese")
@@ -208,11 +217,7 @@ def test_frames_of_any_rate_and_channels(
     model: Recognizer, recordings: dict[str, Recording], rate: int, channels: int
 ) -> None:
     wanted = recordings["english"]
-    (text,) = _texts(_heard(STT(model=model), _spoken(wanted, rate, channels)))
-    if rate > 8_000:
-        assert text == wanted.text
-    else:
-        assert set(text.split()) & set(wanted.text.split())  # the telephone's band loses words
+    assert _texts(_heard(STT(model=model), _spoken(wanted, rate, channels))) == [wanted.text]
 
 
 def test_an_interim_is_there_before_the_audio_ends_and_a_flush_ends_the_segment(
@@ -305,6 +310,19 @@ def test_a_noise_taken_for_speech_is_taken_back(model: Recognizer, monkeypatch: 
     events = _heard(STT(model=model), list(_frames(_quiet(2))))
     assert [event.type for event in events if event.type is not USAGE] == [START, INTERIM, INTERIM, END]
     assert _texts(events, INTERIM) == ["uh", ""]
+
+
+def test_how_decoding_ended_is_told(
+    model: Recognizer, recordings: dict[str, Recording], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stream whose model has no room for the whole text, which the tiny one always has."""
+    frames = _spoken(recordings["english"])
+    assert asyncio.run(STT(model=model).recognize(frames)).alternatives[0].metadata == {"finish_reason": "stop"}
+    assert [final.metadata for final in _finals(_heard(STT(model=model), frames))] == [{"finish_reason": "stop"}]
+    monkeypatch.setattr("qwen3asr.transcription.Transcriber.budget", lambda *_: 4)
+    (cut,) = _finals(_heard(STT(model=model), frames))
+    assert cut.metadata == {"finish_reason": "length"}
+    assert recordings["english"].text.startswith(cut.text)
 
 
 def test_silence_tells_only_its_usage(model: Recognizer) -> None:
@@ -487,6 +505,7 @@ def test_a_busy_model_is_asked_again_and_nothing_is_lost(
             stream.start_time_offset = 100.0
             _push(stream, turn)
             first = await _until(stream, END)
+            stream.flush()  # what follows needs a place anew
             _push(stream, turn * 2)
             stream.end_input()
             return first + await _rest(stream)
@@ -569,6 +588,32 @@ def test_a_stream_whose_model_is_closed_under_it_fails_without_more_audio(
     error = asyncio.run(scene(small))
     small.close()
     assert not error.retryable
+
+
+def test_an_attempt_has_the_time_of_its_connection_options(
+    model: Recognizer, recordings: dict[str, Recording], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timeouts: list[float] = []
+    transcribe_async = Recognizer.transcribe_async
+
+    def late(self: Recognizer, audio: Any, **options: Any) -> Any:
+        timeouts.append(options["timeout"])
+        return transcribe_async(self, audio, **options | {"timeout": 1e-6 if len(timeouts) == 1 else None})
+
+    monkeypatch.setattr(Recognizer, "transcribe_async", late)
+    frames = list(_frames(_samples(recordings["english"])))
+    options = APIConnectOptions(max_retry=1, retry_interval=0.0, timeout=7.0)
+    errors: list[STTError] = []
+
+    async def scene() -> str:
+        speech = STT(model=model)
+        speech.on("error", errors.append)
+        return (await speech.recognize(frames, conn_options=options)).alternatives[0].text
+
+    assert asyncio.run(scene()) == recordings["english"].text
+    assert timeouts == [7.0, 7.0]
+    assert [(type(error.error), error.recoverable) for error in errors] == [(APITimeoutError, True)]
+    assert isinstance(errors[0].error.__cause__, DeadlineExceeded)
 
 
 def test_audio_that_the_model_cannot_take_is_not_asked_for_again(model: Recognizer) -> None:
@@ -681,7 +726,8 @@ def test_another_takes_over_from_a_busy_one(
     asr_bundle: Path, model: Recognizer, recordings: dict[str, Recording]
 ) -> None:
     async def scene(small: Recognizer) -> list[str]:
-        for other in [small.stream(), small.stream()]:
+        others = [small.stream(), small.stream()]  # one that nobody holds would free its place
+        for other in others:
             await asyncio.to_thread(other.push, _samples(recordings["english"]))
         adapter = FallbackAdapter([STT(model=small), STT(model=model)], max_retry_per_stt=0)
         switched = asyncio.Event()
@@ -693,6 +739,8 @@ def test_another_takes_over_from_a_busy_one(
             stream.end_input()
             texts = _texts(await _rest(stream))
         await adapter.aclose()
+        for other in others:
+            other.close()
         return texts
 
     with qwen3asr.load(asr_bundle, slots=1, queue=1) as small:
@@ -749,33 +797,12 @@ def test_a_whole_agent_session_without_a_server(model: Recognizer, recordings: d
 # --- the event loop ----------------------------------------------------------------------------------------------
 
 
-async def _longest_stall(work: Callable[[], Awaitable[None]]) -> float:
-    """Seconds that one callback kept the event loop, at most; of one that lost the processor, its own computing."""
-    longest = 0.0
-    run = asyncio.events.Handle._run
-
-    def preempted() -> int:
-        return resource.getrusage(resource.RUSAGE_THREAD).ru_nivcsw
-
-    def timed(handle: asyncio.events.Handle) -> None:
-        nonlocal longest
-        start, computed, before = time.perf_counter(), time.thread_time(), preempted()
-        run(handle)
-        alone = preempted() == before
-        longest = max(longest, time.perf_counter() - start if alone else time.thread_time() - computed)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(asyncio.events.Handle, "_run", timed)
-        await work()
-    return longest
-
-
-def test_the_event_loop_is_never_blocked(model: Recognizer, recordings: dict[str, Recording]) -> None:
-    """Other processes may take the processor at any time: only what happens in every turn is the plugin's doing."""
+@pytest.mark.parametrize("way", ["recognize", "stream"])
+def test_the_event_loop_is_never_blocked(model: Recognizer, recordings: dict[str, Recording], way: str) -> None:
     turn = _spoken(recordings["english"])
 
-    async def scene() -> list[float]:
-        speech, stalls = STT(model=model, timestamps="word"), []
+    async def scene() -> list[Stall]:
+        speech = STT(model=model, timestamps="word")
         async with speech.stream() as stream:
 
             async def listen() -> None:
@@ -787,14 +814,9 @@ def test_the_event_loop_is_never_blocked(model: Recognizer, recordings: dict[str
             async def recognize() -> None:
                 await speech.recognize(turn)
 
-            for work in (listen, recognize):
-                each: list[float] = []
-                while len(each) < 20 and min(each, default=1.0) >= 0.01:
-                    each.append(await _longest_stall(work))
-                stalls.append(min(each))
-        return stalls
+            return [await longest_stall(recognize if way == "recognize" else listen) for _ in range(TURNS)]
 
-    assert max(asyncio.run(scene())) < 0.01
+    assert_never_blocked(asyncio.run(scene()))
 
 
 # --- around it ---------------------------------------------------------------------------------------------------
@@ -813,3 +835,38 @@ def test_the_example_prints_interims_and_the_final(asr_bundle: Path, recordings:
     lines = done.stdout.splitlines()
     assert f"final    de: {recordings['german-short'].text}" in lines
     assert any(line.startswith("interim") for line in lines)
+
+
+def test_the_readme_s_entrypoint_hears(
+    asr_bundle: Path, recordings: dict[str, Recording], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its session is started with a microphone in place of the room."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/qwen3-asr-0.6b").symlink_to(asr_bundle)
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "integrations/README.md").read_text("utf-8")
+    section = text[text.index("\n## LiveKit") : text.index("\n## Home Assistant")]
+    (block,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    known: dict[str, Any] = {}
+    exec(block, known)
+    told: list[UserInputTranscribedEvent] = []
+
+    class Session(AgentSession[None]):
+        async def start(self, agent: Agent, *, room: object) -> None:  # type: ignore[override]
+            final = asyncio.Event()
+
+            def hear(event: UserInputTranscribedEvent) -> None:
+                told.append(event)
+                if event.is_final:
+                    final.set()
+
+            self.on("user_input_transcribed", hear)
+            self.input.audio = _Microphone(_spoken(recordings["english"]) + list(_frames(_quiet(2))))
+            await super().start(agent, record=False)
+            await asyncio.wait_for(final.wait(), PATIENCE)
+            await self.aclose()
+
+    known["AgentSession"] = Session
+    asyncio.run(known["entrypoint"](SimpleNamespace(room=None)))
+    assert [event.transcript for event in told if event.is_final] == [recordings["english"].text]
+    known["model"].close()

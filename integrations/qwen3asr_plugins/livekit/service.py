@@ -17,15 +17,10 @@ from livekit.agents.utils import AudioBuffer, is_given
 
 import qwen3asr
 from qwen3asr import Recognizer, SpeechDetector, StreamSettings
-from qwen3asr.errors import (
-    AlignerMissing,
-    Qwen3AsrError,
-    RequestInvalid,
-)
+from qwen3asr.errors import AlignerMissing, Qwen3AsrError, RequestInvalid
 
-from .options import Options
 from .speech import api_error, language_code, model_language, samples_of, timed_strings
-from .stream import RecognizeStream
+from .stream import Options, RecognizeStream
 
 
 class STT(stt.STT[Literal["metrics_collected", "error"]]):
@@ -33,6 +28,9 @@ class STT(stt.STT[Literal["metrics_collected", "error"]]):
 
     A stream ends a segment at a pause of ``settings.end_silence`` or at a flush, whichever comes first. With a VAD in
     its session, LiveKit flushes where that hears the end of speech (``capabilities.manual_flush``).
+
+    ``recognize`` gives an attempt ``conn_options.timeout`` seconds, LiveKit's 10 if nothing else is said: more for long
+    recordings. ``metadata`` of a final says how decoding ended: ``{"finish_reason": "length"}`` of a text that was cut.
 
     The session's key terms go to the model behind ``context``; its conversation does not.
     """
@@ -126,7 +124,7 @@ class STT(stt.STT[Literal["metrics_collected", "error"]]):
         Args:
             language: for this stream, in place of the constructor's.
             conn_options: how often an error that may pass, such as a busy model, is tried again. What had been said
-                in the open segment is not lost.
+                in the open segment is not lost. Its ``timeout`` is for connections, of which there are none.
 
         Raises:
             Qwen3AsrError: the language is unknown, or the model closed.
@@ -157,6 +155,7 @@ class STT(stt.STT[Literal["metrics_collected", "error"]]):
                 language=model_language(language) if is_given(language) else options.language,
                 context=options.prompt,
                 timestamps=options.timestamps,
+                timeout=conn_options.timeout,
             )
         except Qwen3AsrError as error:
             raise api_error(error) from error
@@ -168,6 +167,7 @@ class STT(stt.STT[Literal["metrics_collected", "error"]]):
             end_time=words[-1].end if words else transcript.duration,
             confidence=transcript.confidence or 0.0,
             words=timed_strings(words, 0.0, 0.0) or None,
+            metadata={"finish_reason": transcript.finish_reason},
         )
         return SpeechEvent(SpeechEventType.FINAL_TRANSCRIPT, utils.shortuuid("stt_"), [data])
 

@@ -7,16 +7,11 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 from livekit import rtc
-from livekit.agents import APIError, LanguageCode, stt
+from livekit.agents import APIError, APITimeoutError, LanguageCode, stt
 from livekit.agents.types import NOT_GIVEN, TimedString
 
 from qwen3asr import LANGUAGES, Word
-from qwen3asr.errors import (
-    EngineBusy,
-    EngineFailed,
-    Qwen3AsrError,
-    StepCancelled,
-)
+from qwen3asr.errors import DeadlineExceeded, EngineBusy, EngineFailed, Qwen3AsrError, StepCancelled
 
 Input: TypeAlias = "rtc.AudioFrame | stt.RecognizeStream._FlushSentinel"
 
@@ -59,4 +54,6 @@ def language_code(name: str | None) -> LanguageCode:
 
 def api_error(error: Qwen3AsrError) -> APIError:
     """As LiveKit wants errors: with whether another attempt may help."""
+    if isinstance(error, DeadlineExceeded):
+        return APITimeoutError(str(error))
     return APIError(str(error), retryable=isinstance(error, _PASSING))

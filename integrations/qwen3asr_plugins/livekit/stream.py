@@ -5,25 +5,36 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from livekit import rtc
 from livekit.agents import APIConnectOptions, stt, utils
 from livekit.agents.stt import SpeechData, SpeechEvent, SpeechEventType
 
-from qwen3asr import AsyncStream, Final, Partial, Recognizer, SpeechDetector
-from qwen3asr.errors import (
-    Qwen3AsrError,
-    StreamBehind,
-    StreamEnded,
-)
+from qwen3asr import AsyncStream, Final, Partial, Recognizer, SpeechDetector, StreamSettings
+from qwen3asr.errors import Qwen3AsrError, StreamBehind, StreamEnded
 
-from .options import Options
 from .speech import Input, api_error, language_code, samples_of, seconds_of, timed_strings
 
 _USAGE_SECONDS = 5.0  # of audio between two reports of usage
 _LAG_SECONDS = 5.0  # of audio that a segment may have behind it before its final is told
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to listen; replaced as a whole, so that a stream sees a change by identity."""
+
+    language: str | None
+    context: str
+    timestamps: Literal["word"] | None
+    settings: StreamSettings
+    keyterms: tuple[str, ...] = ()  # the session's, which come and go without the user's doing
+
+    @property
+    def prompt(self) -> str:
+        """What the model gets as context."""
+        return "\n".join(part for part in (self.context, ", ".join(self.keyterms)) if part)
 
 
 class RecognizeStream(stt.RecognizeStream):
@@ -185,6 +196,7 @@ class RecognizeStream(stt.RecognizeStream):
             end_time=end + base + offset,
             confidence=(event.confidence or 0.0) if isinstance(event, Final) else 0.0,
             words=timed_strings(event.words, base + offset, offset) or None,
+            metadata={"finish_reason": event.finish_reason} if isinstance(event, Final) else None,
         )
 
     def _send(self, kind: SpeechEventType, *alternatives: SpeechData) -> None:
