@@ -131,6 +131,21 @@ def test_fp32_is_built_and_says_what_is_not_fused(made: Any) -> None:
     assert all(text.startswith("Attention_") for text in unfused)
 
 
+def test_attention_that_seems_not_fused_is_recorded_or_an_error_where_that_is_asked(
+    bundle: Path, run: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another TensorRT may word its log otherwise: its engines are none the worse."""
+    monkeypatch.setattr("qwen3asr_export.tensorrt.builder.find_unfused", lambda *_: ("Attention_1 in 1 of 2 profiles",))
+    with pytest.raises(EngineUnexpected, match="Attention_1 in 1 of 2 profiles"):
+        build_engines(bundle, settings=SMALL, strict=True)
+    code, _, told = run("export", "--engine", "tensorrt", "--strict", *SIZES, bundle)
+    assert (code, "Attention_1" in told) == (cli.UNUSABLE, True)
+    assert not (bundle / "tensorrt").exists()
+    _, engines = build_engines(bundle, settings=SMALL)
+    assert engines.components["decoder"].unfused == ("Attention_1 in 1 of 2 profiles",)
+    assert "attention of the decoder is not fused, as far as the builder's log tells" in caplog.text
+
+
 @pytest.mark.parametrize("precision", list(QUANTISED))
 def test_weights_in_few_bits_stay_so(bundle: Path, precision: str) -> None:
     folder, engines = build_engines(bundle, settings=SMALL, precision=precision, strict=True)

@@ -285,6 +285,8 @@ def test_calls_beyond_an_engines_shapes_are_cut_and_answered_alike(
         got, wanted = (one.run(ids, audio, asked, range(1, 2), np.array([0])) for one in (session, host))
         np.testing.assert_array_equal(got.tokens, wanted.tokens)
         np.testing.assert_allclose(got.logprobs, wanted.logprobs, atol=1e-4)
+    got, wanted = (_run(one, standard, _ids(standard, 20, 3), 2, [0], wanted=10) for one in (session, host))
+    np.testing.assert_array_equal(got.tokens, wanted.tokens)
     assert max(tokens for tokens, _ in fed) == 32
     assert max(taken for _, taken in fed) == 4
     fed.clear()

@@ -114,7 +114,8 @@ class Gpu:
             self._runtime.cudaGetLastError()  # or the next library that asks takes it for its own
             raise GpuMemoryShort(
                 f"{size / _MB:.0f} MB for {what} do not fit the GPU, which has {self.free_bytes() / _MB:.0f} MB free; "
-                "give fewer slots=, end other programs on it, or build engines with fewer windows or a smaller chunk"
+                "give fewer slots=, or end other programs on it; TensorRT engines take less with fewer windows or a "
+                "smaller chunk"
             )
         checked((error,))
         self._held.callback(self._runtime.cudaFree, address)
