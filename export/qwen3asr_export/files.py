@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
 
+from qwen3asr.bundle import is_inside
 from qwen3asr.errors import CheckpointInvalid
 
 _INDEX = "model.safetensors.index.json"
@@ -90,7 +91,7 @@ def read_json(folder: Path, name: str, *, optional: bool = False) -> dict[str, A
         raise CheckpointInvalid(f"{name} is not in {folder}; give the folder of a whole checkpoint")
     try:
         content = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # RecursionError: brackets without end
         raise CheckpointInvalid(f"{path} is not JSON ({error}); download it again") from error
     if not isinstance(content, dict):
         raise CheckpointInvalid(f"{path} does not hold a JSON object; download it again")
@@ -111,6 +112,8 @@ def weight_files(folder: Path) -> dict[str, Path]:
     if not isinstance(listed, dict) or not listed or not all(isinstance(file, str) for file in listed.values()):
         raise CheckpointInvalid(f"{_INDEX} in {folder} has no weight_map of tensors to files; download it again")
     for file in sorted(set(listed.values())):
+        if not is_inside(file):
+            raise CheckpointInvalid(f"{_INDEX} in {folder} names {file!r}, outside of it; do not use this checkpoint")
         _check_shard(folder / file, {name for name, place in listed.items() if place == file})
     return {name: folder / file for name, file in listed.items()}
 

@@ -146,7 +146,7 @@ def _parse_manifest(folder: Path, content: dict[str, Any]) -> tuple[Manifest, di
         _check_types(manifest)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise BundleInvalid(f"{MANIFEST} in {folder} is damaged ({error!r}); run `qwen3asr export` again") from error
-    outside = [name for name in files if not _is_inside(name)]
+    outside = [name for name in files if not is_inside(name)]
     if outside:
         raise BundleInvalid(f"{MANIFEST} in {folder} names {outside[0]!r}, outside of it; do not use this bundle")
     if manifest.kind not in ("asr", "aligner"):
@@ -195,7 +195,7 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _is_inside(name: str) -> bool:
+def is_inside(name: str) -> bool:
     """Whether a name leads to a place below the folder, on every system; links there are the owner's own."""
     windows = PureWindowsPath(name)
     return not (".." in windows.parts or windows.anchor or PurePosixPath(name).is_absolute() or "\0" in name)

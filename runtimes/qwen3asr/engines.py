@@ -208,7 +208,7 @@ def _read(folder: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text("utf-8"))
         version = content["format"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise EnginesInvalid(f"{path} cannot be read ({error!r}); {_CURE}") from error
     if not isinstance(version, int) or version < 1:
         raise EnginesInvalid(f"{path} has the format version {version!r}, not a number; {_CURE}")

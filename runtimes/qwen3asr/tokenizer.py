@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from codecs import getincrementaldecoder
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -109,12 +110,12 @@ def open_tokenizer(folder: Path, spec: ModelSpec) -> Tokenizer:
 
 def _character_index(raw: bytes) -> list[int]:
     """For each byte the index of the character that it belongs to (and one entry past the end)."""
-    index = []
-    for number, char in enumerate(text := raw.decode("utf-8", "replace")):
-        index += [number] * len(char.encode())
-    if len(index) != len(raw):  # invalid bytes became U+FFFD of another length: count by prefix instead
-        index = [len(raw[:end].decode("utf-8", "ignore")) for end in range(len(raw))]
-    return [*index, len(text)]
+    decoder, index, done = getincrementaldecoder("utf-8")("replace"), [], 0
+    for byte in raw:
+        done += len(decoder.decode(bytes([byte])))
+        pending, _ = decoder.getstate()  # a character that this byte begins or continues is not counted yet
+        index.append(done if pending else done - 1)
+    return [*index, done + len(decoder.decode(b"", final=True))]
 
 
 @lru_cache(maxsize=1)

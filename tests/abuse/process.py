@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import httpx2 as httpx
@@ -17,6 +18,7 @@ import psutil
 MODEL = "tiny"
 LIMIT = 1_000_000
 """Bytes of a request that the server is told to take."""
+_STARTING_SECONDS = 120
 
 
 class ServerProcess:
@@ -28,9 +30,11 @@ class ServerProcess:
         with log.open("w") as out:
             self._process = subprocess.Popen(command, stderr=out, env=os.environ | {"OMP_NUM_THREADS": "1"})
         self.log, self._seen = log, psutil.Process(self._process.pid)
+        until = time.monotonic() + _STARTING_SECONDS
         while not (found := re.search(r"listening on (http://\S+)", log.read_text())):
-            if self._process.poll() is not None:
-                raise ChildProcessError(log.read_text())
+            if self._process.poll() is not None or time.monotonic() > until:
+                self.kill()
+                raise ChildProcessError(f"it did not start: {log.read_text()}")
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(0.05)
         self.url = found[1]

@@ -120,13 +120,26 @@ def test_a_tensor_that_its_shard_lacks_is_named(sharded: Path) -> None:
     _refused(sharded, CheckpointInvalid, rf"^{name} is not in the shard b\.safetensors, where {INDEX}")
 
 
+@pytest.mark.parametrize("way", ["../{}", "{folder}/{}", "sub/../../{}", "..\\{}"])
+def test_an_index_cannot_name_files_outside_of_its_folder(sharded: Path, way: str) -> None:
+    """They used to be read."""
+    shutil.copyfile(sharded / "b.safetensors", sharded.parent / "secret.safetensors")
+    outside = way.format("secret.safetensors", folder=sharded.parent)
+    text = (sharded / INDEX).read_text().replace('"b.safetensors"', json.dumps(outside))
+    (sharded / INDEX).write_text(text)
+    _refused(sharded, CheckpointInvalid, "outside of it; do not use this checkpoint")
+
+
 @pytest.mark.parametrize("content", ["{}", '{"weight_map": []}', '{"weight_map": {}}', '{"weight_map": {"a": 1}}'])
 def test_an_index_without_its_map_is_named(sharded: Path, content: str) -> None:
     (sharded / INDEX).write_text(content)
     _refused(sharded, CheckpointInvalid, f"{INDEX} in .* has no weight_map")
 
 
-@pytest.mark.parametrize(("content", "words"), [("{", "is not JSON"), ("[]", "does not hold a JSON object")])
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [("{", "is not JSON"), ("[" * 100_000, "is not JSON"), ("[]", "does not hold a JSON object")],
+)
 def test_an_index_that_is_damaged_is_named(sharded: Path, content: str, words: str) -> None:
     (sharded / INDEX).write_text(content)
     _refused(sharded, CheckpointInvalid, f"{INDEX} {words}")

@@ -116,9 +116,10 @@ def test_another_entry_is_refused(folder: Path, change: dict[str, Any]) -> None:
 
 
 def test_no_manifest_and_no_json(folder: Path, tmp_path: Path) -> None:
-    (folder / MANIFEST).write_text("{")
-    with pytest.raises(EnginesInvalid, match="cannot be read"):
-        open_engines(folder, GRAPHS)
+    for content in ("{", "[" * 100_000):
+        (folder / MANIFEST).write_text(content)
+        with pytest.raises(EnginesInvalid, match="cannot be read"):
+            open_engines(folder, GRAPHS)
     with pytest.raises(EnginesInvalid, match="--engine tensorrt"):
         open_engines(tmp_path, GRAPHS)
 

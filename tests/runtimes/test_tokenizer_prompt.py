@@ -13,7 +13,7 @@ from transformers import Qwen3ASRProcessor
 from qwen3asr.errors import BundleFileDamaged, ContextInvalid
 from qwen3asr.features import WindowSpec, frame_count
 from qwen3asr.prompt import PromptBuilder
-from qwen3asr.tokenizer import Tokenizer
+from qwen3asr.tokenizer import Tokenizer, _character_index
 
 TINY = Path(__file__).resolve().parents[2] / "examples" / "tiny"
 TOKENIZER = Tokenizer(TINY / "asr" / "tokenizer.json")
@@ -71,6 +71,30 @@ def test_a_character_split_over_tokens_belongs_to_each_of_them() -> None:
     ids = TOKENIZER.encode("✓")
     assert len(ids) == 3  # bytes of a character that the vocabulary does not have
     assert TOKENIZER.join(ids) == ("✓", [(0, 1), (0, 1), (0, 1)])
+
+
+@pytest.mark.parametrize(
+    ("raw", "index"),
+    [
+        (b"", [0]),
+        ("aé✓😀b".encode(), [0, 1, 1, 2, 2, 2, 3, 3, 3, 3, 4, 5]),
+        (b"\xffabc", [0, 1, 2, 3, 4]),  # once 0, 0, 1, 2, 4: what follows an invalid byte was a character early
+        (b"a\xe4\xe5b", [0, 1, 2, 3, 4]),
+        (b"\xf0\x90a", [0, 0, 1, 2]),  # two bytes of one character that never ends
+        (b"\xe0\x80", [0, 1, 2]),
+        (b"a\xf0\x9f", [0, 1, 1, 2]),
+    ],
+)
+def test_each_byte_belongs_to_the_character_that_it_is_decoded_to(raw: bytes, index: list[int]) -> None:
+    assert _character_index(raw) == index
+
+
+@given(st.binary(max_size=40))
+def test_bytes_and_characters_agree_whatever_is_invalid(raw: bytes) -> None:
+    index, text = _character_index(raw), raw.decode("utf-8", "replace")
+    assert (len(index), index[-1]) == (len(raw) + 1, len(text))
+    parts = [raw[index.index(number) : len(raw) - index[-2::-1].index(number)] for number in range(len(text))]
+    assert [part.decode("utf-8", "replace") for part in parts] == list(text)
 
 
 def test_decode_keeps_the_language_tag_and_drops_special_tokens() -> None:
