@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import soundfile
@@ -282,6 +283,22 @@ def test_datasets_and_other_iterables(
         assert each([]) == []
 
 
+@pytest.mark.parametrize("decode", [True, False])
+def test_columns_of_datasets(pipe: Qwen3ASRPipeline, recordings: dict[str, Recording], decode: bool) -> None:
+    """Files as ``Audio`` leaves them undecoded, and samples; what ``Audio`` decodes needs torchcodec."""
+    if decode:
+        rows = [{"array": _samples(recordings[name]), "sampling_rate": 16_000} for name in SPOKEN]
+        column = datasets.Dataset.from_dict({"audio": rows})["audio"]
+    else:
+        paths = [os.fspath(recordings[name].path) for name in SPOKEN]
+        whole = datasets.Dataset.from_dict({"audio": paths})
+        column = whole.cast_column("audio", datasets.Audio(decode=False))["audio"]
+    assert isinstance(column, datasets.Column)
+    wanted = [{"text": recordings[name].text} for name in SPOKEN]
+    assert list(pipe(column)) == wanted
+    assert list(pipe(KeyDataset(datasets.Dataset.from_dict({"audio": list(column)}), "audio"))) == wanted
+
+
 def test_of_many_clips_the_error_is_that_of_the_one(
     pipe: Qwen3ASRPipeline, recordings: dict[str, Recording], tmp_path: Path
 ) -> None:
@@ -318,6 +335,9 @@ def test_the_torch_model_is_asked_as_the_exported_one(
     assert not [record for record in caplog.records if "cut" in record.message]
     assert native(path, max_new_tokens=5) == pipe(path, max_new_tokens=5)
     assert "cut at 5 tokens" in caplog.text
+    for each in (pipe, native):
+        assert each(path, max_new_tokens=5, return_finish_reason=True)["finish_reason"] == "length"
+        assert each(path, return_finish_reason=True)["finish_reason"] == "stop"
 
 
 def test_the_torch_model_reads_prompt_and_language(
@@ -366,6 +386,27 @@ def test_transformers_own_pipeline_takes_the_model(model: Recognizer, recordings
     assert pipe.task == ASR
     assert pipe.model.config.model_type == "qwen3_asr"
     assert "Qwen3ASRModel" in repr(pipe)
+
+
+def test_transformers_own_pipeline_loads_a_bundle_by_its_path(
+    asr_bundle: Path, aligner_bundle: Path, recordings: dict[str, Recording]
+) -> None:
+    pipe = transformers.pipeline(
+        ASR, model=os.fspath(asr_bundle), pipeline_class=Qwen3ASRPipeline,
+        model_kwargs={"aligner": aligner_bundle, "slots": 2},
+    )  # fmt: skip
+    assert isinstance(pipe.model, Qwen3ASRModel)
+    assert (pipe.task, pipe.model.recognizer.kv_cache.slots) == (ASR, 2)
+    result = pipe(recordings["german"].path, return_timestamps="word")
+    assert (result["text"], len(result["chunks"])) == (recordings["german"].text, len(recordings["german"].words))
+
+
+def test_transformers_own_pipeline_loads_a_torch_checkpoint_by_its_path(recordings: dict[str, Recording]) -> None:
+    pipe = transformers.pipeline(
+        ASR, model=os.fspath(TINY / "asr"), pipeline_class=Qwen3ASRPipeline, dtype=torch.float32, device="cpu"
+    )
+    assert isinstance(pipe.model, transformers.Qwen3ASRForConditionalGeneration)
+    assert pipe(recordings["german"].path) == {"text": recordings["german"].text}
 
 
 def test_transformers_own_pipeline_takes_a_torch_checkpoint(recordings: dict[str, Recording]) -> None:

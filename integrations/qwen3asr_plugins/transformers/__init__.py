@@ -5,8 +5,8 @@
     pipe("call.wav", return_timestamps="word")["chunks"]
 
 The stock pipeline takes Qwen3-ASR for a sequence-to-sequence model and generates without its prompt. These classes are
-for ``transformers.pipeline(..., pipeline_class=...)`` too; after :func:`register`, transformers' own ``pipeline`` loads
-bundles by path: ``transformers.pipeline("qwen3-asr", model="out/qwen3-asr-0.6b")``.
+for ``transformers.pipeline(..., pipeline_class=Qwen3ASRPipeline)`` too, with a bundle's path or a loaded model; after
+:func:`register`, ``transformers.pipeline("qwen3-asr", model="out/qwen3-asr-0.6b")`` needs no class.
 
 Audio is read and resampled by qwen3asr: neither ffmpeg nor torchaudio is needed.
 """
@@ -20,6 +20,7 @@ from qwen3asr.errors import ExtraMissing, RequestInvalid
 
 try:
     import torch  # noqa: F401  # which transformers' Pipeline is made of
+    from transformers import AutoModelForSpeechSeq2Seq, Qwen3ASRConfig
     from transformers.pipelines import PIPELINE_REGISTRY
 except ModuleNotFoundError as error:
     package = (error.name or "").partition(".")[0]
@@ -28,7 +29,7 @@ except ModuleNotFoundError as error:
     raise ExtraMissing("a Hugging Face pipeline", package, "transformers") from error
 
 from .alignment import Qwen3AlignmentPipeline
-from .models import LoadOptions, Place, Qwen3AlignerModel, Qwen3ASRModel
+from .models import LoadOptions, Place, Qwen3AlignerModel, Qwen3ASRModel, Qwen3ASRSpeechModel
 from .recognition import Parameters, Qwen3ASRPipeline
 
 __all__ = [
@@ -41,6 +42,9 @@ __all__ = [
     "pipeline",
     "register",
 ]
+
+# By which transformers' own pipeline() loads a path for this task; it knows no class for these models there.
+AutoModelForSpeechSeq2Seq.register(Qwen3ASRConfig, Qwen3ASRSpeechModel, exist_ok=True)
 
 
 @overload

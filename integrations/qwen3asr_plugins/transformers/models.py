@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any, Self, TypeAlias, TypedDict
 
 import torch
-from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
+from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, Qwen3ASRForConditionalGeneration
 
 from qwen3asr import Aligner, Guards, Policy, Recognizer, load, load_aligner
 from qwen3asr.errors import DeviceUnavailable, RequestInvalid
 
 Place: TypeAlias = str | os.PathLike[str]
 
-_FRAMEWORK = frozenset("config dtype _from_pipeline revision token trust_remote_code local_files_only".split())
+_FRAMEWORK = frozenset(
+    "adapter_kwargs code_revision config dtype _from_pipeline revision token trust_remote_code local_files_only".split()
+)
 """What transformers.pipeline passes to every ``from_pretrained``; a bundle is a folder with its own precision."""
 
 
@@ -107,6 +109,17 @@ class Qwen3ASRModel(ExportedModel):
             Qwen3AsrError: as :func:`qwen3asr.load`.
         """
         return cls(load(model_id, **_load_options(options)))
+
+
+class Qwen3ASRSpeechModel:
+    """What ``AutoModelForSpeechSeq2Seq`` loads: a bundle, or a checkpoint of transformers' own model."""
+
+    @classmethod
+    def from_pretrained(cls, model_id: Place, *args: Any, **options: Any) -> Any:
+        """A :class:`Qwen3ASRModel` of a folder that ``qwen3asr export`` wrote, else transformers' own model."""
+        if (Path(model_id) / "bundle.json").is_file():
+            return Qwen3ASRModel.from_pretrained(model_id, **options)
+        return Qwen3ASRForConditionalGeneration.from_pretrained(model_id, *args, **options)
 
 
 class Qwen3AlignerModel(ExportedModel):

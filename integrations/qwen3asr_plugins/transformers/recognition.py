@@ -29,6 +29,7 @@ class Parameters(TypedDict, total=False):
     Attributes:
         return_timestamps: ``True`` for the times of segments, ``"word"`` for those of words, which need the aligner.
         return_language: name the language, of the clip and of each chunk.
+        return_finish_reason: tell how decoding ended: ``"length"`` of a text that was cut, which is logged as well.
         chunk_length_s: the longest pass in seconds; 0 for the default.
         stride_length_s: accepted, and has no effect: pieces are cut at pauses and need no overlap.
         generate_kwargs: ``language``, ``prompt`` (background text and hot words), ``max_new_tokens``.
@@ -38,6 +39,7 @@ class Parameters(TypedDict, total=False):
 
     return_timestamps: Literal["word"] | bool
     return_language: bool
+    return_finish_reason: bool
     chunk_length_s: float
     stride_length_s: float | tuple[float, float] | list[float]
     generate_kwargs: Mapping[str, Any]
@@ -72,7 +74,7 @@ class Qwen3ASRPipeline(ClipPipeline):
 
     def _sanitize_parameters(
         self, return_timestamps: object = None, return_language: bool | None = None,
-        chunk_length_s: float | None = None, stride_length_s: object = None,
+        return_finish_reason: bool | None = None, chunk_length_s: float | None = None, stride_length_s: object = None,
         generate_kwargs: Mapping[str, Any] | None = None,
         **generation: Any,  # transformers takes every other parameter of a pipeline for one of generate()
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:  # fmt: skip
@@ -85,6 +87,8 @@ class Qwen3ASRPipeline(ClipPipeline):
             after["return_timestamps"] = return_timestamps
         if return_language is not None:
             after["return_language"] = return_language
+        if return_finish_reason is not None:
+            after["return_finish_reason"] = return_finish_reason
         if chunk_length_s is not None:
             self._check_exported("chunk_length_s", chunk_length_s)
             forward["piece_seconds"] = chunk_length_s or None
@@ -108,9 +112,12 @@ class Qwen3ASRPipeline(ClipPipeline):
         return audio_input(given)
 
     def postprocess(
-        self, transcript: Transcript, return_timestamps: Literal["word"] | bool = False, return_language: bool = False
-    ) -> dict[str, Any]:
-        """``{"text"}``, and as asked ``"language"`` and ``"chunks": [{"text", "timestamp": (start, end)}]`` in seconds.
+        self, transcript: Transcript, return_timestamps: Literal["word"] | bool = False, return_language: bool = False,
+        return_finish_reason: bool = False,
+    ) -> dict[str, Any]:  # fmt: skip
+        """``{"text"}``, and as asked ``"language"``, ``"finish_reason"``, ``"chunks": [{"text", "timestamp"}]``.
+
+        A timestamp is ``(start, end)`` in seconds.
 
         A word is without the punctuation around it; ``"text"`` has it all. A text that could not be aligned, which is
         logged, has no chunks of words.
@@ -118,6 +125,8 @@ class Qwen3ASRPipeline(ClipPipeline):
         result: dict[str, Any] = {"text": transcript.text}
         if return_language:
             result["language"] = transcript.language
+        if return_finish_reason:
+            result["finish_reason"] = transcript.finish_reason
         if return_timestamps:
             result["chunks"] = [
                 timed(part) | ({"language": segment.language} if return_language else {})
