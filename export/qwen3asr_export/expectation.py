@@ -20,7 +20,7 @@ CLIP_SECONDS = (0.3, 0.5, 1.0, 1.01, 3.0, 7.99, 8.0, 8.01, 16.0, 23.7, 60.0)
 GREEDY = 24
 """Tokens decoded freely."""
 _FORCED = 48  # text tokens of a clip whose answers are compared: over 500 in all
-_UNITS = 12  # words given to the aligner
+_UNITS = 24  # words given to the aligner, two time stamps each: likewise over 500
 _TEXTS = (  # damage by quantisation depends on the language: English alone hides it
     ("English", "The train to the coast leaves at twenty past nine, and it is never late on a Monday."),
     ("Chinese", "开往海边的火车九点二十分出发，星期一从来不会晚点。请您提前到达车站，谢谢。"),

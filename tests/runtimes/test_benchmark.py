@@ -23,7 +23,14 @@ from qwen3asr import cli
 from qwen3asr.benchmark import Report, Settings, Spread, as_dict, as_tables, benchmark, plot
 from qwen3asr.benchmark.clients import Clients, Stopwatch
 from qwen3asr.benchmark.energy import open_boards
-from qwen3asr.benchmark.published import Published, published, size_of
+from qwen3asr.benchmark.published import (
+    Published,
+    PublishedAlignment,
+    published,
+    published_alignment,
+    size_of,
+    why_not,
+)
 from qwen3asr.benchmark.roofline import ModelWork, Roof, Work
 from qwen3asr.benchmark.speech import fit, speech_like
 from qwen3asr.benchmark.spread import timed
@@ -234,17 +241,38 @@ def test_json_holds_everything_and_its_version(report: Report) -> None:
 def test_the_reports_figures_stand_beside_where_the_setting_is_theirs(report: Report) -> None:
     assert size_of(1024, 28) == "0.6B"
     assert size_of(64, 2) is None
-    assert published("0.6B", 120.0, 8) == Published(0.228, 0.0147, 543)
-    assert published("1.7B", 118.0, 128) == Published(3.392, 0.1050, 1220)
-    for elsewhere in (("0.6B", 10.0, 8), ("0.6B", 120.0, 2), (None, 120.0, 8)):
+    assert published("0.6B", 120.0, 360, 8) == Published(0.228, 0.0147, 543)
+    assert published("1.7B", 118.0, 400, 128) == Published(3.392, 0.1050, 1220)
+    for elsewhere in (("0.6B", 10.0, 360, 8), ("0.6B", 120.0, 360, 2), (None, 120.0, 360, 8)):
         assert published(*elsewhere) is None
-    there = replace(report.levels[0], published=published("0.6B", 120.0, 1))
+    there = replace(report.levels[0], published=published("0.6B", 120.0, 360, 1))
     text = text_of(replace(report, levels=(there, *report.levels[1:])), width=160)
     assert "technical report, Table 2" in text
     assert "does not name: other hardware than here" in text
     assert [
         cell.strip() for cell in next(row for row in text.splitlines() if " report " in row and "│" in row).split("│")
     ][2:6] == ["report", "92", "0.0094", "106"]
+
+
+def test_clips_of_too_few_tokens_are_not_set_beside_the_reports_and_that_is_said(report: Report) -> None:
+    """Two minutes with 35 tokens cost a fraction of what two minutes of speech do."""
+    assert published("0.6B", 120.0, 35, 1) is None
+    reason = why_not("0.6B", 120.0, 35)
+    assert reason.endswith("35 tokens are too few for 120 s of speech; give --tokens 360 or more.")
+    assert reason in " ".join(text_of(replace(report, unlike=reason), width=400).split())
+    for alike in (("0.6B", 120.0, 360), ("0.6B", 10.0, 35), (None, 120.0, 35)):
+        assert why_not(*alike) == ""
+    assert report.unlike == ""
+
+
+def test_the_reports_aligner_stands_beside_where_the_clip_is_a_minute(report: Report) -> None:
+    assert published_alignment("0.6B", 60.0) == PublishedAlignment(0.0089, 112)
+    for elsewhere in (("0.6B", 10.0), ("1.7B", 60.0), (None, 60.0)):
+        assert published_alignment(*elsewhere) is None
+    assert report.aligner is not None
+    assert report.aligner.published is None
+    aligner = replace(report.aligner, published=PublishedAlignment(0.0089, 112))
+    assert "Table 2: 0.0089, 112; vLLM" in text_of(replace(report, aligner=aligner), width=200)
 
 
 def test_a_picture_is_whole_or_not_there(report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -202,7 +202,7 @@ def test_the_figures_of_a_corpus_by_hand() -> None:
     assert summary.languages[1].characters == Edits(deletions=1, units=22)  # three, tree
     assert (summary.no_speech.clips, summary.no_speech.invented) == (2, 1)
     assert summary.no_speech.edits == Edits(insertions=2)
-    assert summary.finish == {"stop": 4, "length": 1, "no_speech": 1}
+    assert summary.finish == {"stop": 4, "length": 1, "loop": 0, "no_speech": 1}
     assert (summary.loops, summary.failed) == (1, 0)
 
 
@@ -210,6 +210,18 @@ def test_rates_are_of_sums_and_not_means_of_rates() -> None:
     clips = [_clip("long", "a b c d e f g h i", "English"), _clip("short", "j", "English")]
     evaluation = evaluate(Scripted({"long": ("a b c d e f g h i", "English"), "short": ("k", "English")}), clips)
     assert summarise(evaluation).overall.edits.rate == 0.1  # the mean would be 0.5
+
+
+def test_a_text_that_was_cut_for_repeating_itself_is_counted_as_such() -> None:
+    """It used to be in no row of the endings, which then did not add up to the clips."""
+    clips = [_clip("clip", "ha", "English"), _clip("other", "ho", "English")]
+    answers = {"clip": ("ha ha ha", "English", "loop"), "other": ("ho", "English")}
+    evaluation = evaluate(Scripted(answers), clips)
+    summary = summarise(evaluation)
+    assert summary.finish == {"stop": 1, "length": 0, "loop": 1, "no_speech": 0}
+    assert summary.loops == 1
+    row = next(line for line in as_text([Side("out/a", "x", None, evaluation)]).splitlines() if "(loop)" in line)
+    assert row.split()[-1] == "1"
 
 
 def test_a_loop_that_was_spoken_is_none() -> None:

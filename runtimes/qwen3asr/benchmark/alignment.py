@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from qwen3asr.aligner import Aligner
 from qwen3asr.benchmark.about import About, load_times
+from qwen3asr.benchmark.published import PublishedAlignment, published_alignment, size_of
 from qwen3asr.benchmark.settings import Settings
 from qwen3asr.benchmark.spread import Spread, timed
 from qwen3asr.bundle import Bundle
@@ -25,6 +26,7 @@ class AlignerReport:
         seconds: duration of the clip.
         words: of its text.
         real_time_factor: time over duration, from samples to words.
+        published: what the technical report has for this setting, on other hardware.
     """
 
     about: About
@@ -32,6 +34,7 @@ class AlignerReport:
     seconds: float
     words: int
     real_time_factor: Spread
+    published: PublishedAlignment | None
 
 
 def measure_aligner(
@@ -52,4 +55,5 @@ def measure_aligner(
     words = max(1, round(seconds * _WORDS_A_SECOND))
     text = " ".join(["hello"] * words)
     spent = timed(lambda: model.align_samples(samples, text, "English"), settings.rounds, settings.warmup)
-    return AlignerReport(About.of(bundle), loads, seconds, words, spent.scaled(1 / seconds))
+    theirs = published_alignment(size_of(bundle.spec.hidden, bundle.spec.layers), seconds)
+    return AlignerReport(About.of(bundle), loads, seconds, words, spent.scaled(1 / seconds), theirs)

@@ -127,7 +127,7 @@ def _level(count: int, taken: _Taken, settings: Settings, bounds: Bounds | None,
         memory=taken.memory,
         joules_per_audio_second=Spread.of(joules / audio for joules in taken.joules) if taken.joules else None,
         bounds=bounds,
-        published=published(size, settings.seconds, count),
+        published=published(size, settings.seconds, settings.tokens, count),
     )
 
 

@@ -43,7 +43,7 @@ def as_tables(report: Report) -> Iterator[RenderableType]:
         yield _beside(report)
     if report.aligner is not None:
         yield _aligner(report.aligner)
-    notes = [*NOTES, *([report.energy] if report.energy else [])]
+    notes = [*NOTES, *(note for note in (report.unlike, report.energy) if note)]
     yield Text("\n".join(notes), style="dim")
 
 
@@ -115,11 +115,16 @@ def _beside(report: Report) -> Table:
 
 
 def _aligner(report: AlignerReport) -> Text:
-    factor = report.real_time_factor
+    factor, theirs = report.real_time_factor, report.published
+    beside = (
+        f"\nthe technical report, Table 2: {theirs.real_time_factor:g}, {theirs.throughput:g}; {HARDWARE}"
+        if theirs
+        else ""
+    )
     return Text(
         f"aligner ({report.about.source}, {report.about.precision}): loaded in {_middle(report.load)} s; "
         f"{report.words} words in {report.seconds:g} s: real-time factor {_middle(factor)}, "
-        f"{_figure(1 / factor.p50)} audio seconds a second"
+        f"{_figure(1 / factor.p50)} audio seconds a second{beside}"
     )
 
 

@@ -18,7 +18,7 @@ from qwen3asr.benchmark.energy import open_boards
 from qwen3asr.benchmark.levels import Level, measure_levels, summarise
 from qwen3asr.benchmark.machine import Machine, Memory, memory, this_machine
 from qwen3asr.benchmark.parts import ENCODER_SECONDS, Bench, Part, measure_parts
-from qwen3asr.benchmark.published import size_of
+from qwen3asr.benchmark.published import size_of, why_not
 from qwen3asr.benchmark.roofline import ModelWork, Roof, measure_roof
 from qwen3asr.benchmark.settings import Settings
 from qwen3asr.benchmark.speech import fit, speech_like
@@ -52,6 +52,7 @@ class Report:
         load: seconds that loading took.
         loaded: memory after it.
         energy: why energy is not measured; empty where it is.
+        unlike: why the technical report's figures do not stand beside clips as long as its own; else empty.
     """
 
     when: str
@@ -70,6 +71,7 @@ class Report:
     levels: tuple[Level, ...]
     aligner: AlignerReport | None
     energy: str
+    unlike: str
 
 
 def benchmark(
@@ -145,6 +147,7 @@ def benchmark(
         levels=summarise(taken, settings, work, prompt, roof, size),
         aligner=of_aligner,
         energy=boards.note,
+        unlike=why_not(size, settings.seconds, settings.tokens),
     )
 
 

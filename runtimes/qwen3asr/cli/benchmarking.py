@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +12,7 @@ from rich.console import Console
 from qwen3asr import console
 from qwen3asr.audio import read_audio
 from qwen3asr.benchmark import FORMATS, Settings, as_dict, as_tables, benchmark, check_available, plot
-from qwen3asr.cli.common import USAGE, Device, Engine, Model, Threads, fail, write
+from qwen3asr.cli.common import USAGE, Device, Engine, Model, Threads, check_writable, fail, write
 from qwen3asr.features import SAMPLE_RATE
 
 _DEFAULTS = Settings()
@@ -45,7 +44,8 @@ def bench(
 
     Every clip is forced to the same number of tokens, so that figures do not depend on what the model says. All of it
     takes a minute or two for the 0.6B in int8 on two cores. To set figures beside the technical report's, give
-    --seconds 120 --concurrency 1,8,32,128. Needs pip install 'qwen3asr\[bench]' for --plot and for energy.
+    --seconds 120 --tokens 360 --concurrency 1,8,32,128, and for the aligner's --seconds 60. Needs
+    pip install 'qwen3asr\[bench]' for --plot and for energy.
     """
     _check_files(json_file, plot_file)
     samples = None if audio is None else read_audio(audio).samples
@@ -80,12 +80,8 @@ def _numbers(option: str, text: str) -> tuple[int, ...]:
 
 def _check_files(json_file: Path | None, plot_file: Path | None) -> None:
     """Refuse now what could not be written after the measurements."""
-    for option, target in (("--json", json_file), ("--plot", plot_file)):
-        if target is None:
-            continue
-        folder = target.absolute().parent
-        if target.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-            fail(USAGE, f"{option} {target} cannot be written; name a file in a folder that exists and is yours")
+    check_writable("--json", json_file)
+    check_writable("--plot", plot_file)
     if plot_file is not None:
         if plot_file.suffix not in FORMATS:
             fail(USAGE, f"--plot {plot_file} has no ending that can be drawn; end it in {', '.join(FORMATS)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, NoReturn, TypeAlias
 
@@ -30,6 +31,15 @@ def fail(code: int, message: str) -> NoReturn:
     """Show an error and end the command with an exit code."""
     console.error(message)
     raise typer.Exit(code)
+
+
+def check_writable(option: str, target: Path | None) -> None:
+    """End the command now where a file could not be written after hours of work; ``None`` is the screen."""
+    if target is None:
+        return
+    folder = target.absolute().parent
+    if target.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        fail(USAGE, f"{option} {target} cannot be written; name a file in a folder that exists and is yours")
 
 
 def write(text: str, target: Path | None) -> None:

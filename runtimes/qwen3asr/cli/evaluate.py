@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -15,7 +14,18 @@ import typer
 import qwen3asr
 from qwen3asr import console
 from qwen3asr.bundle import open_bundle
-from qwen3asr.cli.common import INPUT_FAILED, USAGE, Capacity, Device, Engine, Model, Threads, fail, write
+from qwen3asr.cli.common import (
+    INPUT_FAILED,
+    USAGE,
+    Capacity,
+    Device,
+    Engine,
+    Model,
+    Threads,
+    check_writable,
+    fail,
+    write,
+)
 from qwen3asr.evaluation import (
     Clip,
     Evaluation,
@@ -76,7 +86,7 @@ def eval(  # the command's name
     """
     check_available()
     pairs = _pairs(_Pair(model, aligner), against, against_aligner)
-    _check_output(output)
+    check_writable("--output", output)
     clips = read_clips(manifest)
     abouts = [_about(pair, clips) for pair in pairs]
 
@@ -105,14 +115,6 @@ def _pairs(first: _Pair, against: Path | None, against_aligner: Path | None) -> 
     if against is None and against_aligner is None:
         return [first]
     return [first, _Pair(against or first.bundle, against_aligner)]
-
-
-def _check_output(output: Path | None) -> None:
-    if output is None:
-        return
-    folder = output.absolute().parent
-    if output.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-        fail(USAGE, f"--output {output} cannot be written; name a file in a folder that exists and is yours")
 
 
 def _about(pair: _Pair, clips: Sequence[Clip]) -> tuple[str, str | None]:

@@ -81,6 +81,7 @@ def _endings(summary: Summary) -> list[Figure]:
         Figure("ended by the model (stop)", "count", summary.finish["stop"]),
         Figure("ended without speech (no_speech)", "count", summary.finish["no_speech"]),
         Figure("cut by the token budget (length)", "count", summary.finish["length"]),
+        Figure("cut for repeating itself (loop)", "count", summary.finish["loop"]),
         Figure("texts with a loop", "count", summary.loops),
     ]
 

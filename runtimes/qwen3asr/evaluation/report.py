@@ -19,8 +19,8 @@ DEFINITIONS = {
     "without speech, those of a language do not",
     "normalisation": NORMALISATION,
     "time": "from the file to the text, reading it included, after a warm-up",
-    "loop": "a unit of 1 to 20 characters ten times in a row or more, which the reference has not; loops of twenty "
-    "and more are collapsed before they can be counted, most of them end as a cut text",
+    "loop": "a text that was cut because the model repeated itself (loop), or has a unit of 1 to 20 characters ten "
+    "times in a row or more, which the reference has not",
 }
 """What the figures mean."""
 

@@ -13,6 +13,8 @@ from qwen3asr.evaluation.run import Alignment, Evaluation, Failure, LeftOut, Res
 from qwen3asr.evaluation.scoring import Edits, Unit, normalise
 from qwen3asr.types import FinishReason
 
+_ENDINGS: tuple[FinishReason, ...] = ("stop", "length", "loop", "no_speech")  # nobody cancels a clip here
+
 
 @dataclass(frozen=True, slots=True)
 class Group:
@@ -120,8 +122,8 @@ class Summary:
         identification: ``None`` where languages were forced.
         boundaries: ``None`` where nothing was aligned.
         speed: of transcribing.
-        finish: how many clips ended in which way; ``"length"`` is a text that was cut.
-        loops: clips with a repetition that the truth has not.
+        finish: how many clips ended in which way; ``"length"`` and ``"loop"`` are texts that were cut.
+        loops: clips whose text was cut for repeating itself, or has a repetition that the truth has not.
         failed: clips that could not be transcribed; they are in no other figure.
     """
 
@@ -148,7 +150,7 @@ def summarise(evaluation: Evaluation) -> Summary:
         identification=None if evaluation.forced else _identification(speech),
         boundaries=_boundaries(results),
         speed=_speed(results),
-        finish={"stop": finish["stop"], "length": finish["length"], "no_speech": finish["no_speech"]},
+        finish={reason: finish[reason] for reason in _ENDINGS},
         loops=sum(result.loop for result in results),
         failed=len(evaluation.failures),
     )
