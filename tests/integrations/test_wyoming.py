@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import subprocess
 import sys
@@ -223,6 +224,18 @@ def test_a_recording_faster_than_the_model_is_heard_to_its_end(
     settings = StreamSettings(carry_words=0)
     said = _on_server(model, lambda client: _heard(client, start, *turn * 12, stop), settings=settings)
     assert said.text == qwen3asr.join_texts([recordings["english"].text] * 12)
+
+
+def test_a_transcript_that_is_cut_is_logged(
+    model: Recognizer,
+    recordings: dict[str, Recording],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("qwen3asr.transcription.Transcriber.budget", lambda *_: 4)
+    said = _on_server(model, lambda client: _heard(client, *_speech(recordings["english"])))
+    assert recordings["english"].text.startswith(said.text)
+    assert [record.levelname for record in caplog.records if " is cut" in record.getMessage()] == ["WARNING"]
 
 
 def test_silence_is_an_empty_transcript(model: Recognizer) -> None:
@@ -661,3 +674,35 @@ def test_the_example_prints_chunks_and_the_transcript(model: Recognizer, recordi
     assert lines[0].startswith("qwen3asr ")
     assert lines[-1] == f"en: {recordings['english'].text}"
     assert len(lines) > 2
+
+
+def test_the_readme_s_server_hears(
+    asr_bundle: Path, recordings: dict[str, Recording], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At a port that is free."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/qwen3-asr-0.6b").symlink_to(asr_bundle)
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "integrations/README.md").read_text("utf-8")
+    section = text[text.index("\n## Home Assistant") : text.index("\n## Ray")]
+    (block,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    known: dict[str, Any] = {}
+    exec(block, known)
+
+    async def scene() -> str:
+        stopping, started = asyncio.Event(), asyncio.get_running_loop().create_future()
+
+        async def run_anywhere(model: Recognizer, uri: str, **options: Any) -> WyomingServer:
+            started.set_result(await run(model, ANY_PORT, **options))
+            return started.result()
+
+        known["run"] = run_anywhere
+        serving = asyncio.create_task(known["serve"](stopping))
+        server = await asyncio.wait_for(started, PATIENCE)
+        async with AsyncClient.from_uri(server.uri) as client:
+            said = await _heard(client, Transcribe(), *_speech(recordings["english"]))
+        stopping.set()
+        await asyncio.wait_for(serving, PATIENCE)
+        return said.text
+
+    assert asyncio.run(scene()) == recordings["english"].text

@@ -10,7 +10,8 @@ connections share one model.
 
 Wrong requests (an unknown language or model, audio that cannot be) are answered with an ``Error`` whose code is the
 name of the exception, and the connection goes on. Where the model fails (``EngineBusy``, say) the connection is closed
-behind the ``Error``: Home Assistant waits for a transcript or the end of the connection, and for nothing else.
+behind the ``Error``: Home Assistant waits for a transcript or the end of the connection, and for nothing else. The
+protocol cannot tell that a transcript is cut: that is logged as a warning.
 """
 
 from __future__ import annotations
@@ -24,9 +25,8 @@ except ModuleNotFoundError as error:
         raise
     raise ExtraMissing("the Wyoming server", "wyoming", "wyoming") from error
 
-from .handler import Qwen3ASREventHandler
+from .handler import Qwen3ASREventHandler, ServerSettings
 from .info import info_of
 from .server import DEFAULT_URI, WyomingServer, run
-from .settings import ServerSettings
 
 __all__ = ["DEFAULT_URI", "Qwen3ASREventHandler", "ServerSettings", "WyomingServer", "info_of", "run"]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeVar
 
 from wyoming.asr import Transcribe
@@ -15,22 +17,27 @@ from wyoming.info import Describe
 from wyoming.ping import Ping, Pong
 from wyoming.server import AsyncEventHandler
 
-from qwen3asr import Recognizer
-from qwen3asr.errors import (
-    AudioError,
-    AudioFormatInvalid,
-    Qwen3AsrError,
-    RequestInvalid,
-    UsageError,
-)
+from qwen3asr import Recognizer, SpeechDetector, StreamSettings
+from qwen3asr.errors import AudioError, AudioFormatInvalid, Qwen3AsrError, RequestInvalid, UsageError
 
 from .info import info_of, model_name
-from .settings import ServerSettings
 from .utterance import Utterance
 
 _log = logging.getLogger("qwen3asr")
 
 F = TypeVar("F", AudioStart, AudioChunk)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """What all connections of a server have in common; :func:`run` describes them."""
+
+    language: str | None = None
+    context: str = ""
+    stream: StreamSettings | None = None
+    detector: Callable[[], SpeechDetector] | None = None
+    max_seconds: float = 600.0
+    idle_seconds: float = 30.0
 
 
 class Qwen3ASREventHandler(AsyncEventHandler):

@@ -11,12 +11,9 @@ from typing import Self
 from urllib.parse import urlsplit
 
 from qwen3asr import Recognizer, SpeechDetector, StreamSettings
-from qwen3asr.errors import (
-    RequestInvalid,
-)
+from qwen3asr.errors import RequestInvalid
 
-from .handler import Qwen3ASREventHandler
-from .settings import ServerSettings
+from .handler import Qwen3ASREventHandler, ServerSettings
 
 DEFAULT_URI = "tcp://127.0.0.1:10300"
 """The port that Home Assistant's speech-to-text services have, on this machine only."""

@@ -13,12 +13,7 @@ from wyoming.event import Event
 
 import qwen3asr
 from qwen3asr import AsyncStream, Final
-from qwen3asr.errors import (
-    AudioFormatInvalid,
-    RequestInvalid,
-    StreamBehind,
-    StreamEnded,
-)
+from qwen3asr.errors import AudioFormatInvalid, RequestInvalid, StreamBehind, StreamEnded
 
 from .info import language_code
 
