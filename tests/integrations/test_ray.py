@@ -183,6 +183,33 @@ def test_a_bad_row_harms_no_other(asr_bundle: Path, recordings: dict[str, Record
     assert stage(pa.table({"path": ["/nowhere.wav"]})).schema.equals(table.schema)
 
 
+def test_known_text_is_aligned_and_not_transcribed(
+    asr_bundle: Path, aligner_bundle: Path, recordings: dict[str, Recording]
+) -> None:
+    """Of an empty text there are no words; a language that the aligner does not know fails its row only."""
+    one, two = recordings["english"], recordings["spanish"]
+    text = one.text.replace(" ", ", ") + "!"
+    stage = Transcribe(asr_bundle, aligner=aligner_bundle, slots=2, known_text=True)
+    rows = [
+        {"path": str(one.path), "text": text, "language": "English"},
+        {"path": str(two.path), "text": None, "language": None},
+        {"path": str(one.path), "text": "", "language": None},
+        {"path": str(one.path), "text": "a", "language": "Thai"},
+        {"path": "/nowhere.wav", "text": "a", "language": None},
+    ]
+    aligned, heard, empty, *failed = stage(pa.Table.from_pylist(rows)).to_pylist()
+    assert (aligned["text"], aligned["language"], aligned["finish_reason"]) == (text, "English", None)
+    assert [word["text"] for word in aligned["words"]] == one.text.split()
+    true = [float(str(word["start"])) for word in one.words]
+    assert np.abs(np.array([word["start"] for word in aligned["words"]]) - true).mean() < 0.1
+    assert aligned["duration"] == pytest.approx(soundfile.info(one.path).duration, abs=0.001)
+    assert (heard["text"], heard["finish_reason"], heard["words"]) == (two.text, "stop", [])
+    assert (empty["text"], empty["words"], empty["error"]) == ("", [], None)
+    assert [row["error"].split(":")[0] for row in failed] == ["LanguageUnknown", "AudioNotFound"]
+    with pytest.raises(AlignerMissing):
+        Transcribe(asr_bundle, known_text=True)
+
+
 def test_options_are_checked_when_the_stage_is_made(asr_bundle: Path) -> None:
     with pytest.raises(AlignerMissing):
         Transcribe(asr_bundle, timestamps="word")
@@ -269,6 +296,32 @@ def test_failed_and_changed_files_are_done_again_and_leave_one_row(
     assert len(_rows(out)) == 4
 
 
+def test_a_manifest_s_text_is_aligned_and_again_where_it_has_changed(
+    nodes: Nodes, asr_bundle: Path, aligner_bundle: Path, copies: Callable[[int], dict[str, str]], tmp_path: Path
+) -> None:
+    truth, out, manifest = copies(2), tmp_path / "out", tmp_path / "list.jsonl"
+    first, second = truth
+    other = "stop hello"  # is not what was said, and so nobody heard it
+
+    def run(*lines: dict[str, object], **options: Any) -> Corpus:
+        manifest.write_text("\n".join(map(json.dumps, lines)), "utf-8")
+        return transcribe_corpus(manifest, out, asr_bundle, aligner=aligner_bundle, slots=2, **options)
+
+    said, heard = {"audio": first, "text": other, "language": "en"}, {"audio": second}
+    assert run(said, heard, known_text=True).done == 2
+    assert _texts(out) == {first: other, second: truth[second]}
+    (row,) = [row for row in _rows(out) if row["path"] == first]
+    assert [word["text"] for word in row["words"]] == other.split()
+    assert run(said, heard, known_text=True) == Corpus(2, 2)
+    done = run(said | {"text": truth[first]}, heard, known_text=True)
+    assert (done.skipped, done.done) == (1, 1)
+    assert _texts(out) == truth
+    with pytest.raises(RequestInvalid, match="was begun with known_text=True, not False"):
+        run(said, heard)
+    with pytest.raises(ManifestInvalid, match="text is 3"):
+        run({"audio": first, "text": 3}, known_text=True)
+
+
 def test_what_cannot_work_is_refused_before_anything_is_written(
     nodes: Nodes, asr_bundle: Path, copies: Callable[[int], dict[str, str]], tmp_path: Path
 ) -> None:
@@ -320,7 +373,8 @@ def test_the_readme_s_code_works(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "corpus").mkdir()
     shutil.copy(recordings["english"].path, tmp_path / "corpus" / "call.wav")
-    (tmp_path / "corpus.jsonl").write_text('{"audio": "corpus/call.wav"}\n', "utf-8")
+    line = {"audio": "corpus/call.wav", "text": "hello, stop"}
+    (tmp_path / "corpus.jsonl").write_text(json.dumps(line), "utf-8")
     known: dict[str, Any] = {"ray": ray, "Transcribe": Transcribe}
 
     def run(block: str) -> None:
@@ -333,7 +387,9 @@ def test_the_readme_s_code_works(
     run(corpus)
     wanted = recordings["english"].text
     assert (known["done"].done, known["done"].failed) == (1, 0)
-    assert pq.read_table(tmp_path / "transcripts")["text"].to_pylist() == [wanted]
+    (row,) = _rows(tmp_path / "transcripts")
+    assert row["text"] == wanted
+    assert [word["text"] for word in row["words"]] == wanted.split()
     run(stage)
     assert [row["text"] for row in known["rows"].take_all()] == [wanted]
     serve.start(proxy_location="Disabled")

@@ -15,7 +15,7 @@ from ray.data import ActorPoolStrategy, Dataset
 
 from qwen3asr.errors import Qwen3AsrError
 from qwen3asr_plugins.ray.data import Transcribe
-from qwen3asr_plugins.ray.files import FILE, File, Paths, list_files
+from qwen3asr_plugins.ray.files import FILE, SAID, File, Paths, list_files
 from qwen3asr_plugins.ray.parts import Parts
 
 
@@ -47,6 +47,7 @@ def transcribe_corpus(
     language: str | None = None,
     context: str = "",
     timestamps: Literal["word"] | None = None,
+    known_text: bool = False,
     actors: int | tuple[int, int] = 1,
     cpus: float = 1.0,
     gpus: float = 0.0,
@@ -65,12 +66,15 @@ def transcribe_corpus(
 
     Args:
         source: paths of files as the nodes see them; or a manifest of JSON lines with ``audio`` relative to itself.
+            Of its ``text`` and ``language``, see ``known_text``.
         out_folder: on the driver.
         bundle: as for :class:`Transcribe`, as ``aligner``, ``language``, ``context``, ``timestamps`` and ``slots``.
         aligner: see there.
         language: see there.
         context: see there.
         timestamps: see there.
+        known_text: align the ``text`` of the manifest's lines that have one, in place of transcribing them; ``aligner``
+            is needed. A file whose text has changed is done again.
         actors: how many, each with a model; ``(least, most)`` lets Ray choose.
         cpus: of an actor, which are its threads.
         gpus: of an actor.
@@ -94,8 +98,9 @@ def transcribe_corpus(
         "language": language,
         "context": context,
         "timestamps": timestamps,
+        "known_text": known_text,
     }
-    files = list_files(source)
+    files = list_files(source, known_text)
     parts = Parts(Path(out_folder), part_rows, options)
     known = parts.known()
     todo = [file for file in files if not file.settled_by(known.get(file.path), retry_failed)]
@@ -104,7 +109,8 @@ def transcribe_corpus(
         return corpus
     _check(options | {"slots": slots}, cpus, gpus)
     least, most = (actors, actors) if isinstance(actors, int) else actors
-    results = _dataset(todo, batch_size).map_batches(
+    columns = pa.unify_schemas([FILE, SAID]) if known_text else FILE
+    results = _dataset(todo, columns, batch_size).map_batches(
         Transcribe,
         fn_constructor_kwargs=options | {"slots": slots},
         batch_format="pyarrow",
@@ -138,8 +144,8 @@ def _check(options: Mapping[str, object], cpus: float, gpus: float) -> None:
         raise (error.cause if isinstance(error.cause, Qwen3AsrError) else error) from None
 
 
-def _dataset(files: Sequence[File], batch_size: int) -> Dataset:
-    table = pa.Table.from_pylist([{name: getattr(file, name) for name in FILE.names} for file in files], FILE)
+def _dataset(files: Sequence[File], columns: pa.Schema, batch_size: int) -> Dataset:
+    table = pa.Table.from_pylist([{name: getattr(file, name) for name in columns.names} for file in files], columns)
     return ray.data.from_arrow([table.slice(at, batch_size) for at in range(0, len(table), batch_size)])
 
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from qwen3asr.errors import RequestInvalid
-from qwen3asr_plugins.ray.files import FILE, File
+from qwen3asr_plugins.ray.files import FILE, SAID, File
 
 _SETTINGS = "_settings.json"  # readers of Parquet pass over names that begin so
 _PART_SECONDS = 60.0  # results that have waited longer are written, however few they are
@@ -47,7 +47,7 @@ class Parts:
         """Newest row of each path; older ones are removed, which a run that was stopped may have left."""
         newest: dict[str, File] = {}
         for part in sorted(self._folder.glob("part-*.parquet"), reverse=True):
-            table = pq.read_table(part, columns=[*FILE.names, "error"])
+            table = pq.read_table(part, columns=[*FILE.names, *SAID.names, "error"])
             rows = [File(**row) for row in table.to_pylist()]
             if any(row.path in newest for row in rows):
                 self._keep(part, [row.path not in newest for row in rows])
