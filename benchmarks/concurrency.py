@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/bench"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/concurrency.json"))
     parser.add_argument("--precisions", nargs="+", default=["int4", "int8"])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     args = parser.parse_args()
     report: dict[str, Any] = {"command": "python benchmarks/concurrency.py", "machine": machine(), "0.6b": {}}
     for precision in args.precisions:

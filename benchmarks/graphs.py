@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from machine import machine, milliseconds, read_bandwidth, resident_megabytes
+from machine import machine, milliseconds, resident_mebibytes
 
+from qwen3asr.benchmark.roofline import ModelWork, measure_roof
 from qwen3asr.bundle import Bundle, open_bundle
 from qwen3asr.precisions import PRECISIONS, for_device
 from qwen3asr.sessions.onnxruntime import OrtDecoder, OrtEncoder
@@ -58,32 +59,23 @@ class Graphs:
             self.feed(1, PROMPT + index)
 
 
-def step_bytes(bundle: Bundle, past: int) -> int:
-    """What a step must read at least: the decoder's weights but for the embedding rows, and the cache."""
-    spec, data = bundle.spec, bundle.component("decoder").with_name("decoder.onnx.data").stat().st_size
-    if not spec.tied:  # the embedding is only looked up in
-        data -= spec.vocab * spec.hidden * (4 if bundle.manifest.precision == "fp32" else 1)
-    width = PRECISIONS[bundle.manifest.precision].cache_bytes
-    return data + 2 * spec.layers * spec.kv_heads * spec.head_dim * width * past
-
-
 def measure(folder: Path) -> dict[str, Any]:
-    """Times in milliseconds and memory in megabytes of one bundle in this process."""
+    """Times in milliseconds and memory in MiB of one bundle in this process."""
     bundle = open_bundle(folder)
     start = time.perf_counter()
     graphs = Graphs(bundle)
     row: dict[str, Any] = {"load_ms": round((time.perf_counter() - start) * 1000)}
     graphs.clip()
-    row["memory_mb_one_clip"] = resident_megabytes()
+    row["memory_mib_one_clip"] = resident_mebibytes()
     row["encoder_ms"] = {f"{s} s": milliseconds(lambda s=s: graphs.encode(s), 5) for s in (1, 8, 30)}  # type: ignore[misc]
     row["prefill_ms"] = {f"{PROMPT} tokens": milliseconds(lambda: graphs.feed(PROMPT, 0), 7)}
     if bundle.manifest.kind == "asr":
         for past in range(0, FAR, 475):
             graphs.feed(475, past)
-        bandwidth = read_bandwidth()
+        bandwidth, work = measure_roof().read_bytes, ModelWork(bundle)
         row["read_gb_per_s"] = round(bandwidth / 1e9, 1)
         row["step_ms"] = {f"{past} past": milliseconds(lambda p=past: graphs.feed(1, p), 40) for past in (NEAR, FAR)}  # type: ignore[misc]
-        floors = {past: step_bytes(bundle, past) / bandwidth * 1000 for past in (NEAR, FAR)}
+        floors = {past: work.feed(1, past).bytes / bandwidth * 1000 for past in (NEAR, FAR)}
         row["step_floor_ms"] = {f"{past} past": round(floor, 2) for past, floor in floors.items()}
         row["step_over_floor"] = {
             f"{past} past": round(row["step_ms"][f"{past} past"] / floor, 2) for past, floor in floors.items()
@@ -94,14 +86,14 @@ def measure(folder: Path) -> dict[str, Any]:
 
 
 def export_one(checkpoint: Path, folder: Path, precision: str) -> dict[str, Any]:
-    """Export without verification in this process; seconds, peak megabytes, size."""
+    """Export without verification in this process; seconds, peak MiB, size in MB."""
     from qwen3asr_export import export  # noqa: PLC0415 (counts into the memory)
 
     start = time.perf_counter()
     bundle = export(checkpoint, folder, precision=precision, check=False, replace=True)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     seconds = round(time.perf_counter() - start, 1)
-    return {"bundle_mb": round(bundle.bytes / 1e6), "export_s": seconds, "export_peak_mb": peak}
+    return {"bundle_mb": round(bundle.bytes / 1e6), "export_s": seconds, "export_peak_mib": peak}
 
 
 def _child(*arguments: object) -> dict[str, Any]:

@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-from machine import machine, milliseconds, read_bandwidth
+from machine import machine, milliseconds
 from onnx import TensorProto, helper, numpy_helper
+
+from qwen3asr.benchmark.roofline import measure_roof
 
 ROWS, WIDTH, OUT = 143, 1024, 3072  # a prompt through a layer of the 0.6B
 LAYERS = 100  # different weights, so that they come from memory and not from a cache
@@ -36,7 +38,9 @@ def _weights(kind: str, bits: int, block: int, name: str) -> dict[str, np.ndarra
         return {name: _RNG.integers(-127, 127, (WIDTH, OUT)).astype(np.int8)}
     count = WIDTH // block
     values = _RNG.integers(0, 255, (OUT, count, block * bits // 8)).astype(np.uint8)
-    return {name: values, f"{name}.scales": _RNG.normal(0, 0.01, (OUT, count)).astype(np.float32)}
+    scales = _RNG.normal(0, 0.01, (OUT, count)).astype(np.float32)
+    zero_points = _RNG.integers(0, 255, (OUT, -(-count * bits // 8))).astype(np.uint8)  # as bundles have them
+    return {name: values, f"{name}.scales": scales, f"{name}.zero_points": zero_points}
 
 
 def product(kind: str, rows: int, layers: int, bits: int = 0, block: int = 0) -> dict[str, float]:
@@ -108,7 +112,7 @@ def main() -> None:
         f"{bits} bit, blocks of {block}": ("MatMulNBits", bits, block) for bits in (4, 8) for block in (32, 64, 128)
     }
     report: dict[str, Any] = {"command": "python benchmarks/kernels.py OUT.json", "machine": machine()}
-    report |= {"onnxruntime": onnxruntime.__version__, "read_gb_per_s": round(read_bandwidth() / 1e9, 1)}
+    report |= {"onnxruntime": onnxruntime.__version__, "read_gb_per_s": round(measure_roof().read_bytes / 1e9, 1)}
     report["prompt"] = {name: product(k, ROWS, 8, bits, block) for name, (k, bits, block) in kinds.items()}
     report["step"] = {name: product(k, 1, LAYERS, bits, block) for name, (k, bits, block) in kinds.items()}
     places = {"1 at 150": (150, 1), "1 at 1900": (1900, 1), f"{ROWS} at 0": (0, ROWS), "512 at 1500": (1500, 512)}

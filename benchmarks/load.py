@@ -1,6 +1,6 @@
 """Thousands of clients of every kind at once against ``qwen3asr serve``: what each got, and what the server held.
 
-python -m benchmarks.load BUNDLE --count 4000 --out benchmarks/results/load.json
+python benchmarks/load.py BUNDLE --out benchmarks/results/load.json
 
 The bundle is the tiny model's, exported in fp32, where a text never depends on its neighbours: every answer must be
 exactly what the model says of that clip alone. Ends by itself, with exit status 1 if anything was wrong.
@@ -18,26 +18,30 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import machine
-from tests.abuse.process import ServerProcess, settled
-from tests.abuse.traffic import Clip, Load, clips
+from machine import machine
 
 import qwen3asr
 
-RECORDINGS = Path(__file__).parents[1] / "examples" / "recordings"
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # the clients are those of the tests
+from tests.abuse.process import ServerProcess, settled  # noqa: E402
+from tests.abuse.traffic import Clip, Load, clips  # noqa: E402
+
+RECORDINGS = ROOT / "examples" / "recordings"
+SLOTS, QUEUE, SHOWN = 4, 16, 20
 
 
 def main() -> int:
     """Run it, print what came of it, and write the figures."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("bundle", type=Path)
-    options.add_argument("--count", type=int, default=4_000, help="requests after the warm-up; at most 100,000")
+    options.add_argument("--count", type=int, default=12_000, help="requests after the warm-up; at most 100,000")
     options.add_argument("--at-a-time", type=int, default=64)
     options.add_argument("--rounds", type=int, default=4, help="memory is read after each")
     options.add_argument("--out", type=Path)
     given = options.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        server = ServerProcess(given.bundle, Path(folder, "log"), "--slots", "4", "--queue", "16")
+        server = ServerProcess(given.bundle, Path(folder, "log"), "--slots", str(SLOTS), "--queue", str(QUEUE))
         try:
             result = _measure(server, given.bundle, min(given.count, 100_000), given.at_a_time, given.rounds)
         finally:
@@ -63,12 +67,16 @@ def _measure(server: ServerProcess, bundle: Path, count: int, at_a_time: int, ro
     server.signal(signal.SIGTERM)
     status = server.end()
     return {
+        "command": "python benchmarks/load.py BUNDLE",
         "machine": machine(),
+        "slots": SLOTS,
+        "queue": QUEUE,
         "requests": sum(outcomes.values()),
         "at_a_time": at_a_time,
         "seconds": round(seconds, 1),
         "outcomes": dict(sorted(outcomes.items())),
-        "wrong": wrong[:20],
+        "wrong": len(wrong),
+        "wrong_first": wrong[:SHOWN],
         "tracebacks": server.log.read_text().count("Traceback"),
         "held_after_warm_up_and_each_round": held,
         "exit_status": status,

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import soundfile
-from machine import machine, resident_megabytes
+from machine import machine, resident_mebibytes
 
 import qwen3asr
 from qwen3asr.features import SAMPLE_RATE, Samples
@@ -57,11 +57,11 @@ def hours(work: Path) -> dict[str, Any]:
                 file.write(round_of_all)
     model = qwen3asr.load(bundle(work))
     model.transcribe(np.concatenate(recordings())[: 12 * SAMPLE_RATE])
-    loaded = resident_megabytes()
+    loaded = resident_mebibytes()
     seen: list[tuple[float, int]] = []
     start = time.perf_counter()
     with model:
-        result = model.transcribe(path, progress=lambda now: seen.append((now.done, resident_megabytes()["resident"])))
+        result = model.transcribe(path, progress=lambda now: seen.append((now.done, resident_mebibytes()["resident"])))
     seconds = time.perf_counter() - start
     return {
         "audio_hours": round(result.duration / 3600, 2),
@@ -69,11 +69,11 @@ def hours(work: Path) -> dict[str, Any]:
         "real_time_factor": round(seconds / result.duration, 5),
         "pieces": len(seen),
         "kv_cache": str(model.kv_cache),
-        "resident_mb_loaded": loaded["resident"],
-        "resident_mb_by_hour": {
-            f"{hour} h": next(mb for done, mb in seen if done >= hour * 3590) for hour in (1, 2, 3)
+        "resident_mib_loaded": loaded["resident"],
+        "resident_mib_by_hour": {
+            f"{hour} h": next(mib for done, mib in seen if done >= hour * 3590) for hour in (1, 2, 3)
         },
-        "peak_mb_above_loaded": resident_megabytes()["peak"] - loaded["resident"],
+        "peak_mib_above_loaded": resident_mebibytes()["peak"] - loaded["resident"],
     }
 
 

@@ -1,4 +1,4 @@
-"""What every benchmark needs: the machine's name, its read bandwidth, timings, and memory of a process."""
+"""What every benchmark needs: the machine's name, timings, and memory of a process."""
 
 from __future__ import annotations
 
@@ -7,10 +7,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-
-import numpy as np
 
 
 def machine() -> str:
@@ -31,20 +28,8 @@ def milliseconds(call: Callable[[], object], rounds: int) -> float:
     return round(statistics.median(times) * 1000, 2)
 
 
-def read_bandwidth() -> float:
-    """Bytes a second that all cores together read from memory: the best of several sums over 256 MB each."""
-    blocks = [np.ones(64 << 20, np.float32) for _ in range(os.cpu_count() or 1)]
-    with ThreadPoolExecutor(len(blocks)) as pool:
-        best = 0.0
-        for _ in range(8):
-            start = time.perf_counter()
-            list(pool.map(np.sum, blocks))
-            best = max(best, sum(block.nbytes for block in blocks) / (time.perf_counter() - start))
-    return best
-
-
-def resident_megabytes() -> dict[str, int]:
-    """Resident memory of this process now: all, what is its own, and its peak."""
+def resident_mebibytes() -> dict[str, int]:
+    """Resident memory of this process now in MiB: all, what is its own, and its peak."""
     names = {"VmRSS": "resident", "RssAnon": "private", "VmHWM": "peak"}
     lines = (line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
     return {names[key]: int(value.split()[0]) // 1024 for key, value in lines if key in names}

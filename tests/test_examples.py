@@ -102,3 +102,12 @@ def test_the_benchmarks_readme_quotes_the_results_as_they_are(monkeypatch: pytes
     for precision in ("fp32", "fp16", "bf16", "int8", "int4"):
         row = next(line for line in readme.splitlines() if line.startswith(f"| `{precision}`"))
         assert row.endswith(f" {sizes[precision]['bundle_mb']} MB |")
+
+
+def test_the_load_test_starts_as_it_is_documented(tmp_path: Path) -> None:
+    """It once found neither its own modules nor those of the tests, whose clients it uses."""
+    done = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / "load.py", "--help"],
+        cwd=tmp_path, capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": ""},
+    )  # fmt: skip
+    assert "--at-a-time" in done.stdout
