@@ -11,7 +11,8 @@ from typing import Any, Self, TypeAlias, TypedDict
 import torch
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, Qwen3ASRForConditionalGeneration
 
-from qwen3asr import Aligner, Guards, Policy, Recognizer, load, load_aligner
+import qwen3asr
+from qwen3asr import Aligner, Guards, Policy, Recognizer
 from qwen3asr.errors import DeviceUnavailable, RequestInvalid
 
 Place: TypeAlias = str | os.PathLike[str]
@@ -108,7 +109,7 @@ class Qwen3ASRModel(ExportedModel):
         Raises:
             Qwen3AsrError: as :func:`qwen3asr.load`.
         """
-        return cls(load(model_id, **_load_options(options)))
+        return cls(qwen3asr.load(model_id, **_load_options(options)))
 
 
 class Qwen3ASRSpeechModel:
@@ -147,8 +148,8 @@ class Qwen3AlignerModel(ExportedModel):
         """
         chosen = _load_options(options)
         if "aligner" in chosen:
-            return cls(load(model_id, **chosen))
-        return cls(load_aligner(model_id, **chosen), Path(model_id))
+            return cls(qwen3asr.load(model_id, **chosen))
+        return cls(qwen3asr.load_aligner(model_id, **chosen), Path(model_id))
 
 
 def _load_options(options: Mapping[str, Any]) -> dict[str, Any]:

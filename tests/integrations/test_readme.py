@@ -1,0 +1,23 @@
+"""The commands of the README beside the plugins, run as they stand; its Python is run beside each plugin's tests."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.conftest import ROOT
+
+
+def test_the_readme_s_commands_work(asr_bundle: Path, aligner_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/qwen3-asr-0.6b").symlink_to(asr_bundle)
+    (tmp_path / "out/forced-aligner").symlink_to(aligner_bundle)
+    commands = re.findall(r"^qwen3asr (.*)$", (ROOT / "integrations/README.md").read_text("utf-8"), re.MULTILINE)
+    assert commands
+    for command in commands:
+        subprocess.run([sys.executable, "-m", "qwen3asr.cli", *shlex.split(command)], check=True, cwd=tmp_path)
+    written = {path.name for path in (tmp_path / "models/qwen3_asr").iterdir()}
+    assert {"config.pbtxt", "1"} <= written
