@@ -185,7 +185,7 @@ class Transcriber:
         self, reader: AudioReader, request: Request, report: Report | None = None,
         cancellation: Cancellation | None = None, *, patient: bool = False, began: float | None = None,
     ) -> Transcript:  # fmt: skip
-        """Transcribe a clip; as many pieces are on their way as the engine has slots, and one more.
+        """Transcribe a clip; as many pieces are on their way as the engine has slots.
 
         Args:
             reader: its audio.
@@ -257,10 +257,10 @@ class Transcriber:
         waiting: deque[_Attempt] = deque()
         try:
             for piece in self._cut(reader, run.request):
+                if len(waiting) == self._engine.slots:
+                    yield waiting[0].piece, self._parts(waiting.popleft(), run)
                 waiting.append(self._attempt(piece, run))
                 run.patient = True  # what was begun is not refused
-                if len(waiting) > self._engine.slots:
-                    yield waiting[0].piece, self._parts(waiting.popleft(), run)
             while waiting:
                 yield waiting[0].piece, self._parts(waiting.popleft(), run)
         finally:
