@@ -25,6 +25,7 @@ from qwen3asr.aligner import Aligner, AlignerLimits
 from qwen3asr.bundle import Bundle, open_bundle
 from qwen3asr.decoder import Decoder
 from qwen3asr.encoder import Encoder
+from qwen3asr.engine import Engine
 from qwen3asr.prompt import PromptBuilder
 from qwen3asr.recognizer import Recognizer
 from qwen3asr.sessions.onnxruntime import OrtDecoder, OrtEncoder
@@ -87,7 +88,7 @@ def score(checkpoints: Path, precision: str, utterances: list[Utterance]) -> dic
         )
         prompts = PromptBuilder(open_tokenizer(aligner.folder, aligner.spec))
         align = Aligner(*parts(open_bundle(aligner.folder), 2048), prompts, AlignerLimits(aligner.spec.classes, 80.0))
-        recogniser = Recognizer(asr, open_tokenizer(asr.folder, asr.spec), *parts(asr, 1024))
+        recogniser = Recognizer(asr, open_tokenizer(asr.folder, asr.spec), Engine(*parts(asr, 1024), asr.spec.eos))
         exact, errors = 0, []
         for utterance in utterances:
             clip = (utterance.samples, 16_000)
