@@ -370,7 +370,7 @@ def test_a_long_turn_makes_one_final(model: Recognizer, recordings: dict[str, Re
     (final,) = _of(down, TranscriptionFrame)
     segments = final.result["segments"]
     assert len(segments) >= 2
-    assert final.text == " ".join(segment["text"] for segment in segments)
+    assert final.text == qwen3asr.join_texts(segment["text"] for segment in segments)
     interims = _of(down, InterimTranscriptionFrame)
     assert all(frame.text.startswith(segments[0]["text"]) for frame in interims if frame.result["start"] > 0)
 
