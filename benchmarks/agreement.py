@@ -47,11 +47,16 @@ def main() -> None:
             bundle = export(folder, target, precision=precision, check=False, replace=True)
             figures = verify(bundle, checkpoint, seconds=SECONDS).to_dict()
             shutil.rmtree(target)
-            rows = {check["check"]: float(f"{check['worst']:.3g}") for check in figures["checks"]}
+            rows = {check["check"]: _rounded(check["worst"]) for check in figures["checks"]}
             report.setdefault("reference", figures["reference"])
             report.setdefault("models", {}).setdefault(model, {})[precision] = rows
             print(model, precision, round(time.perf_counter() - start), "s", rows, file=sys.stderr, flush=True)
             args.out.write_text(json.dumps(report, indent=2) + "\n", "utf-8")
+
+
+def _rounded(worst: float | None) -> float | None:
+    """To three figures; ``None`` where it is not finite."""
+    return None if worst is None else float(f"{worst:.3g}")
 
 
 if __name__ == "__main__":
