@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-
 _WIDEST = {"amx_int8": "AMX", "avx512_bf16": "AVX-512 and bf16", "avx512f": "AVX-512", "avx2": "AVX2"}
 """What decides how fast a processor multiplies, the best first; one name stands for several generations."""
 
