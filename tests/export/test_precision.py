@@ -36,7 +36,7 @@ from qwen3asr_export.standin import STANDINS
 
 def test_export_and_runtime_know_the_same_precisions() -> None:
     assert PRECISIONS.keys() == precisions.PRECISIONS.keys()
-    assert list(exporting.Precision) == ["auto", *PRECISIONS]  # and the command line
+    assert list(exporting.Precision) == ["auto", *PRECISIONS, "fp8"]  # and the command line; fp8 is of engines alone
     assert list(exporting.Dialect) == list(DIALECTS)
     assert list(exporting.Device) == list(precisions.AUTO)
     assert list(exporting.StandIn) == list(STANDINS)
