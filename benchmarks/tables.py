@@ -119,9 +119,10 @@ def kernels() -> str:
 
 
 def against() -> str:
-    """Whole clips against transformers, on two machines."""
+    """Whole clips against transformers, on three machines."""
     rows = []
-    for measured in (load("against_transformers"), load("against_transformers_epyc")):
+    names = ("against_transformers", "against_transformers_epyc", "against_transformers_avx2")
+    for measured in map(load, names):
         for name, seconds in measured["seconds"].items():
             first = measured["first_token_seconds"][name]
             step = (seconds - first) / (measured["tokens"] - 1)

@@ -185,7 +185,7 @@ class Transcriber:
         self, reader: AudioReader, request: Request, report: Report | None = None,
         cancellation: Cancellation | None = None, *, patient: bool = False, began: float | None = None,
     ) -> Transcript:  # fmt: skip
-        """Transcribe a clip; as many pieces are on their way as the engine has slots.
+        """Transcribe a clip; of several slots its pieces leave one to others, who need not wait for hours of audio.
 
         Args:
             reader: its audio.
@@ -255,9 +255,10 @@ class Transcriber:
     def _pieces(self, reader: AudioReader, run: _Run) -> Generator[tuple[Piece, list[Part]], None, None]:
         """Each piece with what was said in it, in order."""
         waiting: deque[_Attempt] = deque()
+        most = max(1, self._engine.slots - 1)
         try:
             for piece in self._cut(reader, run.request):
-                if len(waiting) == self._engine.slots:
+                if len(waiting) == most:
                     yield waiting[0].piece, self._parts(waiting.popleft(), run)
                 waiting.append(self._attempt(piece, run))
                 run.patient = True  # what was begun is not refused

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -260,6 +261,32 @@ def test_draining_finishes_what_was_begun_to_its_last_piece(asr_bundle: Path, re
     assert not closer.is_alive()
     with pytest.raises(EngineClosed):
         list(own.transcribe_each([recordings["german"].path]))
+
+
+@pytest.mark.parametrize(("slots", "most"), [(1, 1), (2, 1), (3, 2)])
+def test_a_long_file_leaves_a_slot_to_others(
+    asr_bundle: Path, recordings: dict[str, Recording], monkeypatch: pytest.MonkeyPatch, slots: int, most: int
+) -> None:
+    """Its pieces took all slots, and who came later waited for one of them to end."""
+    begun, ended, held = 0, 0, list[int]()
+    attempt, parts = Transcriber._attempt, Transcriber._parts
+
+    def begin(*arguments: Any) -> Any:
+        nonlocal begun
+        begun += 1
+        held.append(begun - ended)
+        return attempt(*arguments)
+
+    def end(*arguments: Any) -> Any:
+        nonlocal ended
+        ended += 1
+        return parts(*arguments)
+
+    monkeypatch.setattr(Transcriber, "_attempt", begin)
+    monkeypatch.setattr(Transcriber, "_parts", end)
+    with qwen3asr.load(asr_bundle, slots=slots) as own:
+        own.transcribe(_long(recordings, ["spanish"] * 6), piece_seconds=7.0)
+    assert max(held) == most
 
 
 @pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan"), float("inf")])

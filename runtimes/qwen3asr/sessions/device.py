@@ -22,6 +22,7 @@ from qwen3asr.sessions.caches import KvCaches
 from qwen3asr.sessions.opening import NAME, open_session
 from qwen3asr.sessions.pieces import Limits, run_rows
 from qwen3asr.sessions.providers import Provider, Shapes
+from qwen3asr.sessions.shapes import check_shapes
 from qwen3asr.spec import ModelSpec
 
 ENCODER_WINDOWS = 16
@@ -70,6 +71,7 @@ class DeviceDecoder:
             provider = provider.shaped(decoder_shapes(spec, slots, capacity, self.limits))
         sizes = {} if self.limits is None else {"capacity": capacity}
         session = open_session(graph, provider, threads=threads, weights=weights, sizes=sizes)
+        check_shapes(session, spec)
         self._provider, self._slots, self._capacity, self._classes = provider, slots, capacity, spec.classes
         caches = KvCaches(session, provider, slots=slots, capacity=capacity)
         self._opened: tuple[onnxruntime.InferenceSession, KvCaches] | None = session, caches
