@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qwen3asr.bundle import Bundle, amend_manifest, open_bundle
+from qwen3asr.bundle import Bundle, amend_manifest
 from qwen3asr.decoder import Decoder
 from qwen3asr.encoder import Encoder
 from qwen3asr.errors import OutputNotFinite, RequestInvalid, VerificationFailed
@@ -130,8 +130,7 @@ def verify(
     judge.encoder()
     judge.decoder(steps.next)
     report = Report(expected.reference, judge.checks)
-    amend_manifest(bundle, report.to_dict())
-    update_card(open_bundle(bundle.folder))
+    update_card(amend_manifest(bundle, report.to_dict()))
     if not report.passed:
         raise VerificationFailed(f"{bundle.manifest.source['name']} and its export differ:\n{report.table()}")
     return report

@@ -6,6 +6,7 @@ export leaves nothing behind. ``bundle.json`` names every file with its size and
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import hashlib
 import json
@@ -283,11 +284,12 @@ def new_folder(target: Path, needed: int, *, replace: bool = False, marker: str 
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def amend_manifest(bundle: Bundle, verified: Mapping[str, Any]) -> None:
-    """Record new verification figures in an existing bundle."""
+def amend_manifest(bundle: Bundle, verified: Mapping[str, Any]) -> Bundle:
+    """Record new verification figures in an existing bundle, whatever state its files are in; the bundle with them."""
     content = json.loads((bundle.folder / MANIFEST).read_text("utf-8"))
     content["verified"] = dict(verified)
     _replace_text(bundle.folder / MANIFEST, json.dumps(content, indent=2, allow_nan=False) + "\n")
+    return dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, verified=dict(verified)))
 
 
 def _write_manifest(folder: Path, manifest: Manifest) -> None:
