@@ -397,7 +397,7 @@ class Transcriber:
         offset = raw.rfind(text) if raw.rstrip().endswith(text) else raw.find(text, begin)
         if offset < 0:  # a repetition was taken out: characters and tokens no longer correspond
             return tuple(words)
-        starts, ends = zip(*spans, strict=True)
+        starts, ends = [start for start, _ in spans], [end for _, end in spans]
         scored = []
         for word in words:
             first, last = word.span[0] + offset, word.span[1] + offset

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -25,6 +24,7 @@ from livekit.agents.stt import RecognizeStream as AnyStream
 from livekit.agents.voice.events import UserInputTranscribedEvent
 from livekit.agents.voice.io import AudioInput
 from tests.conftest import ROOT, Recording
+from tests.integrations.quickstart import run_quickstart
 from tests.integrations.stalls import TURNS, Stall, assert_never_blocked, longest_stall
 
 import qwen3asr
@@ -841,14 +841,7 @@ def test_the_readme_s_entrypoint_hears(
     asr_bundle: Path, recordings: dict[str, Recording], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its session is started with a microphone in place of the room."""
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out/qwen3-asr-0.6b").symlink_to(asr_bundle)
-    monkeypatch.chdir(tmp_path)
-    text = (ROOT / "integrations/README.md").read_text("utf-8")
-    section = text[text.index("\n## LiveKit") : text.index("\n## Home Assistant")]
-    (block,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
-    known: dict[str, Any] = {}
-    exec(block, known)
+    known = run_quickstart("LiveKit", "Home Assistant", asr_bundle, tmp_path, monkeypatch)
     told: list[UserInputTranscribedEvent] = []
 
     class Session(AgentSession[None]):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import subprocess
 import sys
 import time
@@ -55,6 +54,7 @@ from pipecat.tests.utils import run_test
 from pipecat.transcriptions.language import Language
 from pipecat.workers.runner import WorkerRunner
 from tests.conftest import ROOT, Recording
+from tests.integrations.quickstart import run_quickstart
 from tests.integrations.stalls import TURNS, Stall, assert_never_blocked, longest_stall
 
 import qwen3asr
@@ -1052,14 +1052,7 @@ def test_the_example_prints_interims_finals_and_words(
 def test_the_readme_s_pipeline_hears(
     asr_bundle: Path, recordings: dict[str, Recording], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out/qwen3-asr-0.6b").symlink_to(asr_bundle)
-    monkeypatch.chdir(tmp_path)
-    text = (ROOT / "integrations/README.md").read_text("utf-8")
-    section = text[text.index("\n## Pipecat") : text.index("\n## LiveKit")]
-    (block,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
-    known: dict[str, Any] = {}
-    exec(block, known)
+    known = run_quickstart("Pipecat", "LiveKit", asr_bundle, tmp_path, monkeypatch)
     vad, stt = known["pipeline"].processors[1:-1]
     assert isinstance(vad, VADProcessor)
     patient = VADProcessor(vad_analyzer=SileroVADAnalyzer(params=VADParams(stop_secs=0.8)))  # of slow speakers

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import socket
 import subprocess
 import sys
@@ -18,6 +17,7 @@ import pytest
 import soundfile
 import soxr
 from tests.conftest import ROOT, Recording
+from tests.integrations.quickstart import run_quickstart
 from wyoming.asr import Transcribe, Transcript, TranscriptChunk, TranscriptStart, TranscriptStop
 from wyoming.audio import AudioChunk, AudioStart, AudioStop
 from wyoming.client import AsyncClient, AsyncTcpClient
@@ -680,14 +680,7 @@ def test_the_readme_s_server_hears(
     asr_bundle: Path, recordings: dict[str, Recording], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At a port that is free."""
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out/qwen3-asr-0.6b").symlink_to(asr_bundle)
-    monkeypatch.chdir(tmp_path)
-    text = (ROOT / "integrations/README.md").read_text("utf-8")
-    section = text[text.index("\n## Home Assistant") : text.index("\n## Ray")]
-    (block,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
-    known: dict[str, Any] = {}
-    exec(block, known)
+    known = run_quickstart("Home Assistant", "Ray", asr_bundle, tmp_path, monkeypatch)
 
     async def scene() -> str:
         stopping, started = asyncio.Event(), asyncio.get_running_loop().create_future()
