@@ -77,20 +77,6 @@ def _forget(folder: Path) -> None:
     shutil.rmtree(folder / "tensorrt", ignore_errors=True)
 
 
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr("signal.signal", lambda *_: None)
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            cli.main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return int(end.value.code or 0), captured.out, " ".join(captured.err.split())
-
-    return call
-
-
 # --- engines ---------------------------------------------------------------------------------------------------
 
 

@@ -48,20 +48,6 @@ SMALL = Settings(capacity=512, slots=2, chunk=128, draft=16, windows=2)
 HERE = Gpu("nvidia-h100", "9.0", 80_000_000_000)
 
 
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr("signal.signal", lambda *_: None)
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            cli.main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return int(end.value.code or 0), captured.out, " ".join(captured.err.split())
-
-    return call
-
-
 @pytest.fixture(scope="module")
 def floats(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The tiny recogniser in fp32 and the standard dialect."""

@@ -42,17 +42,6 @@ def bundle(asr_bundle: Path) -> Bundle:
     return open_bundle(asr_bundle)
 
 
-@pytest.fixture(scope="module")
-def standard(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    target = tmp_path_factory.mktemp("standard") / "asr"
-    return export(TINY / "asr", target, precision="fp32", dialect="standard", check=False)
-
-
-@pytest.fixture(scope="module")
-def half(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return export(TINY / "asr", tmp_path_factory.mktemp("half") / "asr", precision="fp16", check=False)
-
-
 @pytest.fixture
 def one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """As far as it can be told from here: one GPU, and an ONNX Runtime that has every provider."""
