@@ -25,8 +25,9 @@ import qwen3asr
 from qwen3asr.features import Mel
 from qwen3asr.sessions.base import DecoderSession, Embeddings, EncoderSession, Ids, Picked
 from qwen3asr.spec import ModelSpec
-from qwen3asr_export import numerics
+from qwen3asr_export import decoder, dynamic, encoder, numerics
 from qwen3asr_export.blocks import Quantised
+from qwen3asr_export.channels import Channels
 from qwen3asr_export.checkpoint import expected_tensors
 from qwen3asr_export.decoder import build_decoder
 from qwen3asr_export.dialects import DIALECTS
@@ -124,7 +125,7 @@ def spec_of(shape: str) -> ModelSpec:
 @pytest.fixture
 def _zeros_once() -> Iterator[None]:
     """All weights are zero: those of one shape are quantised, and cast, once. Not where real ones are exported."""
-    known: dict[tuple[object, ...], Quantised | Array] = {}
+    known: dict[tuple[object, ...], Quantised | Channels | Array] = {}
 
     def once(convert: Callable[..., Any]) -> Callable[..., Any]:
         def converted(weight: Array, *how: int) -> Any:
@@ -136,8 +137,10 @@ def _zeros_once() -> Iterator[None]:
         return converted
 
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("quantise", "_cast"):
-            patch.setattr(numerics, name, once(getattr(numerics, name)))
+        for module, name in ((numerics, "quantise"), (numerics, "_cast"), (dynamic, "quantise_channels")):
+            patch.setattr(module, name, once(getattr(module, name)))
+        for module in (encoder, decoder):
+            patch.setattr(module, "Mixed", lambda tensors: tensors)  # zeros in any basis
         yield
 
 

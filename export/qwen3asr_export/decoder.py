@@ -8,9 +8,10 @@ from __future__ import annotations
 import onnx
 
 from qwen3asr.spec import ModelSpec
-from qwen3asr_export.checkpoint import Tensors
 from qwen3asr_export.dialects import Dialect
+from qwen3asr_export.files import Lookup
 from qwen3asr_export.graph import FLOAT, FLOAT16, INT64, Graph, WeightFile
+from qwen3asr_export.mixing import Mixed, mixing
 from qwen3asr_export.numerics import Numerics, Table
 
 _TEXT = "model.language_model"
@@ -18,7 +19,7 @@ _HEADROOM = 16.0  # a power of two: scaling by it rounds nothing
 
 
 def build_decoder(
-    spec: ModelSpec, tensors: Tensors, weights: WeightFile, dialect: Dialect, numerics: Numerics
+    spec: ModelSpec, tensors: Lookup, weights: WeightFile, dialect: Dialect, numerics: Numerics
 ) -> onnx.ModelProto:
     """The decoder graph. Residual stream, norms and rotation are float32 at every precision.
 
@@ -35,12 +36,15 @@ def build_decoder(
     probability), ``present.{i}.key/value``, to be bound to the same memory as the past. The inner tensor
     ``logits`` ``[B, T, classes]`` can be made an output for verification.
     """
+    tensors = Mixed(tensors) if numerics.mixed else tensors
     g = Graph("decoder", weights, numerics, dialect.opset)
     ids, audio = g.input("ids", INT64, ["batch", "tokens"]), g.input("audio", FLOAT, ["audio_rows", spec.hidden])
     past, take = g.input("past", INT64, ["batch"]), g.input("take", INT64, ["batch", "taken"])
     name = f"{_TEXT}.embed_tokens.weight"
     table = numerics.matrices.table(g, name, tensors[name])
     x = _embed(g, spec, table, ids, audio)
+    basis = g.weight("basis", mixing(spec.hidden)) if numerics.mixed else ""
+    x = g.op("MatMul", x, basis) if basis else x
     dialect.begin(g, spec, ids, past)
 
     def scale(name: str) -> str:
@@ -50,11 +54,15 @@ def build_decoder(
     for index in range(spec.layers):
         name = f"{_TEXT}.layers.{index}"
         y = _attention(g, spec, tensors, dialect, index, normed)
+        if index + 1 == spec.layers:  # from here on only the positions that were asked for
+            x, y = _taken(g, x, take), _taken(g, y, take)
+        y = g.linear(y, f"{name}.self_attn.o_proj", tensors[f"{name}.self_attn.o_proj.weight"])
         normed, x = dialect.add_norm(g, x, y, scale(f"{name}.post_attention_layernorm"), spec.norm_eps)
         y = _mlp(g, tensors, f"{name}.mlp", normed)
         if index + 1 < spec.layers:
             normed, x = dialect.add_norm(g, x, y, scale(f"{_TEXT}.layers.{index + 1}.input_layernorm"), spec.norm_eps)
-    x = _taken(g, g.op("Add", x, y), take)  # from here on only the positions that were asked for
+    x = g.op("Add", x, y)
+    x = g.op("MatMul", x, basis) if basis else x
     x = dialect.norm(g, x, scale(f"{_TEXT}.norm"), spec.norm_eps)
     _head(g, spec, tensors, x, table)
     return g.model({"component": "decoder", "kind": spec.kind, "dialect": dialect.name})
@@ -69,7 +77,7 @@ def _embed(g: Graph, spec: ModelSpec, table: Table, ids: str, audio: str) -> str
     return g.op("Where", g.op("Unsqueeze", pads, g.const([2])), rows, table.rows(g, ids))
 
 
-def _attention(g: Graph, spec: ModelSpec, tensors: Tensors, dialect: Dialect, index: int, x: str) -> str:
+def _attention(g: Graph, spec: ModelSpec, tensors: Lookup, dialect: Dialect, index: int, x: str) -> str:
     name = f"{_TEXT}.layers.{index}.self_attn"
 
     def project(part: str) -> str:
@@ -81,11 +89,10 @@ def _attention(g: Graph, spec: ModelSpec, tensors: Tensors, dialect: Dialect, in
         return g.reshape(y, 0, 0, heads * spec.head_dim)
 
     q, k = normalise(project("q"), "q", spec.heads), normalise(project("k"), "k", spec.kv_heads)
-    y = dialect.attend(g, spec, index, q, k, project("v"))
-    return g.linear(y, f"{name}.o_proj", tensors[f"{name}.o_proj.weight"])
+    return dialect.attend(g, spec, index, q, k, project("v"))
 
 
-def _mlp(g: Graph, tensors: Tensors, name: str, x: str) -> str:
+def _mlp(g: Graph, tensors: Lookup, name: str, x: str) -> str:
     """SwiGLU; in fp16 its last product runs at a sixteenth: it is where a Qwen3 decoder overflows first."""
     gate = g.linear(x, f"{name}.gate_proj", tensors[f"{name}.gate_proj.weight"])
     up = g.linear(x, f"{name}.up_proj", tensors[f"{name}.up_proj.weight"])
@@ -101,7 +108,7 @@ def _taken(g: Graph, x: str, take: str) -> str:
     return g.op("GatherND", x, g.op("Unsqueeze", take, g.const([2])), batch_dims=1)
 
 
-def _head(g: Graph, spec: ModelSpec, tensors: Tensors, x: str, table: Table) -> None:
+def _head(g: Graph, spec: ModelSpec, tensors: Lookup, x: str, table: Table) -> None:
     """Logits of the taken positions, their argmax and its log probability."""
     if not spec.tied:
         name = "score.weight" if spec.kind == "aligner" else "lm_head.weight"

@@ -11,9 +11,10 @@ import onnx
 
 from qwen3asr.features import MEL_BINS
 from qwen3asr.spec import ModelSpec
-from qwen3asr_export.checkpoint import Tensors
+from qwen3asr_export.files import Lookup
 from qwen3asr_export.graph import FLOAT, FLOAT16, INT64, Array, Graph, WeightFile
-from qwen3asr_export.numerics import Numerics
+from qwen3asr_export.mixing import Mixed, mixing
+from qwen3asr_export.numerics import Convolution, Numerics
 
 MASKED = -6e4  # finite in fp16 too, and so far below any score that the softmax gives it nothing
 _CLAMP = 64_504.0  # of layer outputs in fp16, as the reference does: the largest number less 1000
@@ -21,7 +22,7 @@ OPSET = 23
 _TOWER, _PROJECTOR = "model.audio_tower", "model.multi_modal_projector"
 
 
-def build_encoder(spec: ModelSpec, tensors: Tensors, weights: WeightFile, numerics: Numerics) -> onnx.ModelProto:
+def build_encoder(spec: ModelSpec, tensors: Lookup, weights: WeightFile, numerics: Numerics) -> onnx.ModelProto:
     """The encoder graph; its inputs and outputs are the same at every precision.
 
     Inputs: ``mel`` float32 ``[windows, 128, frames]`` (``frames`` a multiple of the chunk, 100) and
@@ -29,6 +30,7 @@ def build_encoder(spec: ModelSpec, tensors: Tensors, weights: WeightFile, numeri
     ``[windows, tokens, hidden]`` with ``tokens = frames / 100 * 13``; the first ``WindowSpec.tokens(valid)``
     rows of a window are the clip's, the rest is padding to be dropped.
     """
+    tensors = Mixed(tensors) if numerics.mixed else tensors
     g = Graph("encoder", weights, numerics, OPSET)
     chunk, per_chunk = spec.windows.chunk_frames, spec.windows.chunk_tokens
     mel = g.input("mel", FLOAT, ["windows", MEL_BINS, "padded_frames"])
@@ -56,20 +58,21 @@ def _zero_fill(g: Graph, mel: str, valid: str) -> str:
     return g.op("Where", keep, mel, g.const(0.0, np.float32))
 
 
-def _convolve(g: Graph, spec: ModelSpec, tensors: Tensors, mel: str) -> str:
+def _convolve(g: Graph, spec: ModelSpec, tensors: Lookup, mel: str) -> str:
     """Chunks of 100 frames through three stride-2 convolutions, channel-major flatten, positions from 0."""
     chunk = spec.windows.chunk_frames
     x = g.reshape(mel, 0, MEL_BINS, -1, chunk)
     x = g.reshape(g.op("Transpose", x, perm=[0, 2, 1, 3]), -1, 1, MEL_BINS, chunk)
-    for index in (1, 2, 3):
-        name = f"{_TOWER}.conv2d{index}"
-        kernel, bias = (g.vector(f"{name}.{part}", tensors[f"{name}.{part}"]) for part in ("weight", "bias"))
-        x = g.op("Conv", x, kernel, bias, strides=[2, 2], pads=[1, 1, 1, 1], out=name)
-        x = g.op("Gelu", x)
+    names = [f"{_TOWER}.conv2d{index}" for index in (1, 2, 3)]
+    layers = [Convolution(name, tensors[f"{name}.weight"], tensors[f"{name}.bias"]) for name in names]
+    x = g.numerics.matrices.convolutions(g, x, (MEL_BINS, chunk), layers)
     x = g.op("Transpose", x, perm=[0, 3, 1, 2])
     x = g.reshape(x, 0, 0, spec.encoder.conv_channels * spec.encoder.conv_bands)
     x = _linear(g, tensors, f"{_TOWER}.conv_out", x, bias=False)
-    return g.op("Add", x, g.vector("positions", sinusoids(spec.windows.chunk_tokens, spec.encoder.width)))
+    positions = sinusoids(spec.windows.chunk_tokens, spec.encoder.width)
+    if g.numerics.mixed:
+        positions = positions @ mixing(spec.encoder.width)
+    return g.op("Add", x, g.vector("positions", positions))
 
 
 def sinusoids(length: int, channels: int) -> Array:
@@ -94,7 +97,7 @@ def _key_mask(g: Graph, x: str, valid: str, chunk: int, per_chunk: int) -> str:
     return g.op("Unsqueeze", mask, g.const([1, 2]))
 
 
-def _layer(g: Graph, spec: ModelSpec, tensors: Tensors, name: str, x: str, mask: str) -> str:
+def _layer(g: Graph, spec: ModelSpec, tensors: Lookup, name: str, x: str, mask: str) -> str:
     """Pre-norm transformer layer, bidirectional within the window."""
     y = _norm(g, tensors, f"{name}.self_attn_layer_norm", x)
     x = g.op("Add", x, _attention(g, spec, tensors, f"{name}.self_attn", y, mask))
@@ -104,7 +107,7 @@ def _layer(g: Graph, spec: ModelSpec, tensors: Tensors, name: str, x: str, mask:
     return g.op("Clip", x, g.real(-_CLAMP), g.real(_CLAMP)) if g.activation == FLOAT16 else x
 
 
-def _attention(g: Graph, spec: ModelSpec, tensors: Tensors, name: str, x: str, mask: str) -> str:
+def _attention(g: Graph, spec: ModelSpec, tensors: Lookup, name: str, x: str, mask: str) -> str:
     heads, width = spec.encoder.heads, spec.encoder.width
 
     def split(part: str, perm: list[int]) -> str:
@@ -118,10 +121,10 @@ def _attention(g: Graph, spec: ModelSpec, tensors: Tensors, name: str, x: str, m
     return _linear(g, tensors, f"{name}.out_proj", g.reshape(y, 0, 0, width))
 
 
-def _linear(g: Graph, tensors: Tensors, name: str, x: str, bias: bool = True) -> str:
+def _linear(g: Graph, tensors: Lookup, name: str, x: str, bias: bool = True) -> str:
     return g.linear(x, name, tensors[f"{name}.weight"], tensors[f"{name}.bias"] if bias else None)
 
 
-def _norm(g: Graph, tensors: Tensors, name: str, x: str) -> str:
+def _norm(g: Graph, tensors: Lookup, name: str, x: str) -> str:
     scale, bias = (g.vector(f"{name}.{part}", tensors[f"{name}.{part}"]) for part in ("weight", "bias"))
     return g.op("LayerNormalization", x, scale, bias, axis=-1, epsilon=1e-5, out=f"{name}.out")

@@ -94,7 +94,7 @@ def expect(
     original = of_all()
     if not precision.quantised:
         return Expectations(runner.reference.name, original, original)
-    runner.reference.replace(precision.stands_for)
+    runner.reference.replace(precision.stands_for(checkpoint.tensors))
     return Expectations(runner.reference.name, of_all(), original)
 
 

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,13 @@ from qwen3asr.errors import CheckpointInvalid
 
 _INDEX = "model.safetensors.index.json"
 _BLOCK = 1 << 22  # elements compared at a time
+
+
+class Lookup(Protocol):
+    """Tensors of a model by ``-hf`` name: a checkpoint's, or what is made of them."""
+
+    def __getitem__(self, name: str, /) -> npt.NDArray[np.float32]:
+        """One tensor."""
 
 
 class Tensors:

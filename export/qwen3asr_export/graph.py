@@ -81,6 +81,7 @@ class Graph:
         self._initializers: dict[str, TensorProto] = {}
         self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
         self._casts: dict[tuple[str, int], str] = {}
+        self._made: dict[tuple[str, str], tuple[str, ...]] = {}
 
     def input(self, name: str, dtype: int, shape: Sequence[Dim]) -> str:
         """Declare a graph input."""
@@ -148,6 +149,12 @@ class Graph:
             if BITS[dtype] > BITS[source]:  # widening loses nothing, so the way back is known
                 self._casts[y, source] = x
         return self._casts[x, dtype]
+
+    def once(self, what: str, x: str, make: Callable[[str], tuple[str, ...]]) -> tuple[str, ...]:
+        """What ``make`` makes of a tensor, made once however many ask; ``what`` tells one use from another."""
+        if (what, x) not in self._made:
+            self._made[what, x] = make(x)
+        return self._made[what, x]
 
     def linear(self, x: str, name: str, weight: Array, bias: Array | None = None) -> str:
         """``x @ weight.T + bias`` with a float32 weight as PyTorch keeps it, ``[out, in]``."""

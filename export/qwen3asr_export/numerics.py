@@ -6,6 +6,7 @@ build encoder and decoder read the same at every precision.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -31,14 +32,34 @@ class Table(Protocol):
         """``x @ table.T`` for ``x`` ``[n, hidden]``."""
 
 
+@dataclass(frozen=True, slots=True)
+class Convolution:
+    """A convolution of stride 2 within a border of zeros: kernel ``[out, in, 3, 3]`` and bias ``[out]``, float32."""
+
+    name: str
+    kernel: Array
+    bias: Array
+
+
 class Matrices(Protocol):
     """How matrices are stored and multiplied."""
 
     def linear(self, g: Graph, x: str, name: str, weight: Array) -> str:
         """``x @ weight.T`` with a float32 weight as PyTorch keeps it, ``[out, in]``."""
 
+    def convolutions(self, g: Graph, x: str, size: tuple[int, int], layers: Sequence[Convolution]) -> str:
+        """Convolutions, each with a GELU behind it: ``[n, 1, *size]`` in, ``[n, channels, rows, columns]`` out."""
+        for layer in layers:
+            kernel, bias = g.vector(f"{layer.name}.weight", layer.kernel), g.vector(f"{layer.name}.bias", layer.bias)
+            x = g.op("Gelu", g.op("Conv", x, kernel, bias, strides=[2, 2], pads=[1, 1, 1, 1], out=layer.name))
+        return x
+
     def table(self, g: Graph, name: str, weight: Array) -> Table:
         """Store a matrix that is looked up in, projected on, or both."""
+
+    def holds(self, shape: tuple[int, ...]) -> bool:
+        """Whether a tensor of the checkpoint is stored as such a matrix, ``[shape[0], rest]``."""
+        return len(shape) == 2
 
     def stored_bytes(self, rows: int, columns: int, *, table: bool = False) -> int:
         """Bytes that a matrix ``[rows, columns]`` takes on disk."""
@@ -55,11 +76,13 @@ class Numerics:
         matrices: storage and products of the large matrices.
         activation: ONNX element type between operators.
         cache: ONNX element type of the KV cache and of the attention over it.
+        mixed: the residual stream is in the basis of :mod:`qwen3asr_export.mixing`.
     """
 
     matrices: Matrices
     activation: int = FLOAT
     cache: int = FLOAT
+    mixed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

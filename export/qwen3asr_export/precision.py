@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 from qwen3asr.spec import ModelSpec
 from qwen3asr_export.checkpoint import expected_tensors
+from qwen3asr_export.dynamic import Dynamic
+from qwen3asr_export.files import Lookup
 from qwen3asr_export.graph import BFLOAT16, BITS, FLOAT16, Array
+from qwen3asr_export.mixing import Mixed
 from qwen3asr_export.numerics import Blocks, Float, Numerics
 
 _HEADS = ("lm_head.weight", "score.weight")
@@ -55,29 +58,48 @@ class Precision:
     @property
     def quantised(self) -> bool:
         """Weights are stored as integers."""
-        return isinstance(self.decoder.matrices, Blocks)
+        return not isinstance(self.decoder.matrices, Float)
 
     def stored_bytes(self, spec: ModelSpec) -> int:
         """Bytes of a model's weights in its bundle; rotary tables and alignment come on top."""
-        return sum(self._bytes(name, shape) for name, shape in expected_tensors(spec).items())
+        basis = 4 * spec.hidden**2 if self.decoder.mixed else 0
+        return basis + sum(self._bytes(name, shape) for name, shape in expected_tensors(spec).items())
 
-    def stands_for(self, name: str, weight: Array) -> Array:
-        """What the bundle's graphs make of one of the checkpoint's matrices, float32."""
-        return self._numerics(name).matrices.stands_for(weight, table=_is_table(name))
+    def stands_for(self, tensors: Lookup) -> Lookup:
+        """The float32 model that the bundle's graphs stand for, made of the checkpoint's tensors one by one."""
+        return _StandsFor(tensors, self)
 
     def _bytes(self, name: str, shape: tuple[int, ...]) -> int:
-        numerics = self._numerics(name)
-        if len(shape) != 2:  # norms, biases, convolutions
+        numerics = self.numerics(name)
+        if not numerics.matrices.holds(shape):  # norms, biases, kernels
             return math.prod(shape) * BITS[numerics.activation] // 8
-        return numerics.matrices.stored_bytes(*shape, table=_is_table(name))
+        return numerics.matrices.stored_bytes(shape[0], math.prod(shape[1:]), table=_is_table(name))
 
-    def _numerics(self, name: str) -> Numerics:
+    def numerics(self, name: str) -> Numerics:
+        """Of the graph that one of the checkpoint's tensors goes into."""
         return self.decoder if "language_model" in name or name in _HEADS else self.encoder
+
+
+class _StandsFor:
+    """See :meth:`Precision.stands_for`; in the checkpoint's basis, the gains of norms where the graphs have them."""
+
+    def __init__(self, tensors: Lookup, precision: Precision) -> None:
+        self._tensors, self._mixed, self._precision = tensors, Mixed(tensors), precision
+
+    def __getitem__(self, name: str) -> Array:
+        numerics = self._precision.numerics(name)
+        tensor = (self._mixed if numerics.mixed else self._tensors)[name]
+        if numerics.matrices.holds(tensor.shape):
+            matrix = tensor.reshape(len(tensor), -1)
+            tensor = numerics.matrices.stands_for(matrix, table=_is_table(name)).reshape(tensor.shape)
+        return self._mixed.change(name, tensor) if numerics.mixed else tensor
 
 
 def _is_table(name: str) -> bool:
     return "embed_tokens" in name or name in _HEADS
 
+
+_INT8 = Numerics(Dynamic(tables=Blocks(8, 64, 8)), mixed=True)
 
 PRECISIONS = {
     p.name: p
@@ -92,11 +114,11 @@ PRECISIONS = {
             Bounds(1e-2, 8e-2, 0.5, 0.08, 1e-2),
         ),
         Precision(
-            "int8", Numerics(Blocks(8, 64, 8)), Numerics(Blocks(8, 64, 8)),
+            "int8", _INT8, _INT8,
             Bounds(6e-2, 0.3, 1.5, 0.3, 6e-2, damage_embeddings=6e-2, damage_answers=0.1),
         ),
         Precision(
-            "int4", Numerics(Blocks(8, 64, 8)), Numerics(Blocks(4, 32, 8)),
+            "int4", _INT8, Numerics(Blocks(4, 32, 8), mixed=True),
             Bounds(6e-2, 0.3, 1.5, 0.3, 6e-2, damage_embeddings=6e-2, damage_answers=0.35),
         ),
     )

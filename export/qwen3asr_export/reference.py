@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,6 +17,7 @@ from qwen3asr.errors import CheckpointInvalid
 from qwen3asr.features import SAMPLE_RATE, Mel, Samples
 from qwen3asr.sessions.base import Embeddings, Ids
 from qwen3asr_export.checkpoint import Checkpoint
+from qwen3asr_export.files import Lookup
 from qwen3asr_export.layout import renames
 
 Logits = npt.NDArray[np.float32]
@@ -53,11 +54,10 @@ class Reference:
         return f"transformers {transformers.__version__} on torch {torch.__version__}, float32"
 
     @torch.no_grad()
-    def replace(self, change: Callable[[str, Logits], Logits]) -> None:
-        """Replace every matrix by what ``change`` makes of its name and float32 values ``[out, in]``."""
+    def replace(self, tensors: Lookup) -> None:
+        """Replace every tensor of the model by the one of its name."""
         for name, parameter in self._model.named_parameters():
-            if parameter.ndim == 2:
-                parameter.copy_(torch.from_numpy(change(name, parameter.numpy())))
+            parameter.copy_(torch.from_numpy(tensors[name]))
 
     def mel(self, samples: Samples) -> Mel:
         """Log-mel ``[128, frames]`` of one clip."""

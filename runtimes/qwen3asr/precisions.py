@@ -35,8 +35,8 @@ PRECISIONS: Mapping[str, Precision] = {
     "bf16": Precision(
         "bfloat16 products and KV cache in the decoder, 16-bit encoder", ("cuda",), 2, ("ort", "standard")
     ),
-    "int8": Precision("8-bit weights in blocks, 32-bit activations", ("cpu",), 4),
-    "int4": Precision("4-bit decoder weights in blocks, 8-bit encoder, embedding and head", ("cpu",), 4),
+    "int8": Precision("8-bit products of weights and activations, the rest in 32 bits", ("cpu",), 4),
+    "int4": Precision("4-bit decoder weights in blocks, encoder as in int8, 8-bit embedding and head", ("cpu",), 4),
 }
 
 AUTO: Mapping[str, str] = {"cpu": "int8", "cuda": "bf16"}

@@ -30,7 +30,8 @@ class Policy:
 
     Attributes:
         chunk: tokens of one prefill call while nothing is running; bounds the attention's memory.
-        busy_chunk: the same while rows are running: bounds how long they wait.
+        busy_chunk: the same while rows are running: bounds how long they wait. A quarter more is taken where that
+            ends the prompt: a few tokens by themselves would read all weights once more.
         units_per_step: encoder batches or prefill calls between two steps of running rows. More lets new requests
             start sooner and makes larger batches; running ones then write in bursts.
 
@@ -224,8 +225,10 @@ class Scheduler:
         first = self._next()
         if first.windows:
             return self._encode(first)
-        chunk = self.policy.busy_chunk if running else self.policy.chunk
-        return Prefill(first.number, _slot(first), first.fed, min(first.fed + chunk, first.prompt))
+        most = self.policy.chunk
+        chunk = min(self.policy.busy_chunk, most) if running else most
+        ends = first.prompt - first.fed <= min(chunk + chunk // 4, most)
+        return Prefill(first.number, _slot(first), first.fed, first.prompt if ends else first.fed + chunk)
 
     def encoded(self, number: int, count: int) -> None:
         """So many more of its windows are done."""

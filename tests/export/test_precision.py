@@ -28,6 +28,7 @@ from qwen3asr_export.blocks import quantise
 from qwen3asr_export.checkpoint import Checkpoint
 from qwen3asr_export.convert import check_choice
 from qwen3asr_export.dialects import DIALECTS
+from qwen3asr_export.dynamic import Dynamic
 from qwen3asr_export.graph import BFLOAT16, FLOAT, FLOAT16, INT64, Graph, WeightFile
 from qwen3asr_export.numerics import Blocks, Float, Matrices, Numerics
 from qwen3asr_export.precision import PRECISIONS
@@ -117,7 +118,7 @@ def _run(tmp_path: Path, matrices: Matrices, weight: np.ndarray, x: np.ndarray, 
 @pytest.mark.parametrize(
     ("matrices", "tolerance"),
     [(Float(), 1e-6), (Blocks(8, 32, 8), 0.02), (Blocks(8, 128, 8), 0.02), (Blocks(4, 32, 8), 0.2),
-     (Blocks(4, 128, 4), 0.2)],
+     (Blocks(4, 128, 4), 0.2), (Dynamic(Blocks(8, 64, 8)), 0.04)],
 )  # fmt: skip
 def test_a_matrix_is_looked_up_in_and_multiplied_alike(
     tmp_path: Path, width: int, matrices: Matrices, tolerance: float
@@ -127,9 +128,7 @@ def test_a_matrix_is_looked_up_in_and_multiplied_alike(
     weight, x = (rng.normal(0, 1, (n, width)).astype(np.float32) for n in (50, 3))
     ids = np.array([0, 49, 7])
     layer, head, rows = _run(tmp_path, matrices, weight, x, ids)
-    wanted = weight
-    if isinstance(matrices, Blocks):
-        wanted = quantise(weight, matrices.table_bits, matrices.block).dequantise(width)
+    wanted = matrices.stands_for(weight, table=True)
     np.testing.assert_allclose(rows, wanted[ids], atol=1e-6)
     np.testing.assert_allclose(head, x @ wanted.T, atol=0.02 * np.abs(x @ wanted.T).max())
     assert np.abs(layer - x @ weight.T).max() <= tolerance * np.abs(x @ weight.T).max()

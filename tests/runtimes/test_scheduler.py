@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -68,6 +69,30 @@ def test_running_rows_wait_for_one_unit_of_admission_at_a_time() -> None:
     kinds = [type(plan).__name__ for plan in _drive(scheduler, {0: 50, 1: 2})[:9]]
     assert kinds[:2] in (["Step", "Encode"], ["Encode", "Step"])
     assert all(one != other for one, other in pairwise(kinds)), kinds
+
+
+@pytest.mark.parametrize(("prompt", "stops"), [(30, [30]), (37, [37]), (38, [30, 38]), (75, [30, 60, 75])])
+def test_a_short_rest_of_a_prompt_is_fed_with_what_comes_before_it(prompt: int, stops: list[int]) -> None:
+    scheduler = Scheduler(slots=2, policy=Policy(chunk=100, busy_chunk=30, units_per_step=10))
+    scheduler.add(Row(0, windows=0, prompt=10))
+    scheduler.plan()
+    scheduler.prefilled(0, 10)
+    scheduler.start(0, 10)
+    scheduler.add(Row(1, windows=0, prompt=prompt))
+    fed = []
+    while not fed or fed[-1] < prompt:
+        plan = scheduler.plan()
+        if isinstance(plan, Prefill):
+            fed.append(plan.stop)
+            scheduler.prefilled(1, plan.stop)
+    assert fed == stops
+
+
+@pytest.mark.parametrize(("prompt", "stop"), [(100, 100), (101, 100)])
+def test_no_prefill_is_longer_than_the_chunk_that_bounds_its_memory(prompt: int, stop: int) -> None:
+    scheduler = Scheduler(slots=1, policy=Policy(chunk=100))
+    scheduler.add(Row(0, windows=0, prompt=prompt))
+    assert scheduler.plan() == Prefill(0, 0, 0, stop)
 
 
 def test_live_requests_go_first_and_files_leave_them_a_slot() -> None:

@@ -1,0 +1,121 @@
+"""Integer products whose activations are quantised as they come (dynamic quantisation).
+
+Weights have one scale an output channel, activations one scale a row, or a chunk of audio in a convolution: found when
+they are multiplied, so that no data is needed beforehand and no row hears of its neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from qwen3asr_export.channels import quantise_channels
+from qwen3asr_export.graph import CONTRIB, Array, Graph
+from qwen3asr_export.numerics import Blocks, Convolution, Matrices, Table
+
+_STEPS, _ZERO = 127, 128  # of a row in 8 bits: from its zero to its largest magnitude, and where its zero lies
+_TINY = np.finfo(np.float32).tiny  # keeps what is silent throughout from being divided by zero
+_ABOVE, _BELOW = 191, 64  # of a chunk: steps on either side of its zero; what comes out of a GELU is mostly positive
+
+
+@dataclass(frozen=True, slots=True)
+class Dynamic(Matrices):
+    """Products of 8-bit activations with weights of :mod:`qwen3asr_export.channels` (MatMulIntegerToFloat).
+
+    Attributes:
+        tables: how the embedding and the head are stored.
+    """
+
+    tables: Blocks
+
+    def linear(self, g: Graph, x: str, name: str, weight: Array) -> str:
+        """See :class:`Matrices`."""
+        rows, highest = g.once("rows in 8 bits", x, lambda x: _rows_in_8_bits(g, x))
+        y = _multiply(g, rows, _ZERO, 1 / _STEPS, name, weight)
+        return g.op("Mul", y, highest, out=f"{name}.product")
+
+    def convolutions(self, g: Graph, x: str, size: tuple[int, int], layers: Sequence[Convolution]) -> str:
+        """See :class:`Matrices`; channels come last within, and the first one, of the mel itself, stays float32."""
+        x = g.reshape(x, 0, *size, 1)
+        for layer in layers:
+            bias = g.vector(f"{layer.name}.bias", layer.bias)
+            if layer is layers[0]:
+                patches = g.reshape(_patches(g, x, size, g.const(0.0, np.float32)), -1, 9)
+                weight = g.vector(f"{layer.name}.weight", _matrix(layer).T)
+                y = g.op("Gemm", patches, weight, bias, out=layer.name)
+                x = g.reshape(g.op("Gelu", y), -1, *_halved(size), len(layer.bias))
+            else:
+                values, step = _chunks_in_8_bits(g, x)
+                patches = _patches(g, values, size, g.const(_BELOW, np.uint8))
+                y = g.op("Mul", _multiply(g, patches, _BELOW, 1.0, layer.name, _matrix(layer)), step)
+                x = g.op("Gelu", g.op("Add", y, bias, out=layer.name))
+            size = _halved(size)
+        return g.op("Transpose", x, perm=[0, 3, 1, 2])
+
+    def table(self, g: Graph, name: str, weight: Array) -> Table:
+        """See :class:`Matrices`."""
+        return self.tables.table(g, name, weight)
+
+    def holds(self, shape: tuple[int, ...]) -> bool:
+        """See :class:`Matrices`: kernels, too, but the first."""
+        return len(shape) == 2 or (len(shape) == 4 and shape[1] > 1)
+
+    def stored_bytes(self, rows: int, columns: int, *, table: bool = False) -> int:
+        """See :class:`Matrices`: values, float32 scales."""
+        return self.tables.stored_bytes(rows, columns, table=True) if table else rows * columns + 4 * rows
+
+    def stands_for(self, weight: Array, *, table: bool = False) -> Array:
+        """See :class:`Matrices`."""
+        return self.tables.stands_for(weight, table=True) if table else quantise_channels(weight).dequantise()
+
+
+def _multiply(g: Graph, x: str, zero: int, step: float, name: str, weight: Array) -> str:
+    """``(x - zero) * step @ weight.T`` of uint8 ``x``."""
+    stored = quantise_channels(weight)
+    values = g.weight(f"{name}.weight", stored.values)
+    scales = g.weight(f"{name}.weight.scales", stored.scales)
+    steps, zeros = g.const(step, np.float32), g.const(zero, np.uint8)
+    return g.op("MatMulIntegerToFloat", x, values, steps, scales, zeros, domain=CONTRIB)
+
+
+def _rows_in_8_bits(g: Graph, x: str) -> tuple[str, str]:
+    """Rows as uint8, and the largest magnitude of each, ``[..., 1]``; a row of zeros stays one."""
+    highest = g.op("ReduceMax", g.op("Abs", x), g.const([-1]), keepdims=1)
+    highest = g.op("Max", highest, g.const(_TINY, np.float32))
+    step, zero = g.const(1 / _STEPS, np.float32), g.const(_ZERO, np.uint8)
+    return g.op("QuantizeLinear", g.op("Div", x, highest), step, zero), highest
+
+
+def _chunks_in_8_bits(g: Graph, x: str) -> tuple[str, str]:
+    """Chunks ``[n, rows, columns, channels]`` as uint8, and the step of each, ``[n, 1, 1, 1]``."""
+    axes = g.const([1, 2, 3])
+    above = g.op("Mul", g.op("ReduceMax", x, axes, keepdims=1), g.const(1 / _ABOVE, np.float32))
+    below = g.op("Mul", g.op("ReduceMin", x, axes, keepdims=1), g.const(-1 / _BELOW, np.float32))
+    step = g.op("Max", above, below, g.const(_TINY, np.float32))
+    steps = g.reshape(step, -1)
+    zeros = g.op("Expand", g.const(_BELOW, np.uint8), g.op("Shape", steps))
+    return g.op("QuantizeLinear", x, steps, zeros, axis=0), step
+
+
+def _patches(g: Graph, x: str, size: tuple[int, int], border: str) -> str:
+    """What a 3 x 3 kernel of stride 2 sees at each of its places: ``[n, rows / 2, columns / 2, 9 * channels]``."""
+    (rows, columns), (high, wide) = size, _halved(size)
+    x = g.op("Pad", x, g.const([0, 1, 1, 0, 0, rows % 2, columns % 2, 0]), border)
+    starts = [(row, column) for row in range(3) for column in range(3)]
+    axes, strides = g.const([1, 2]), g.const([2, 2])
+    seen = [
+        g.op("Slice", x, g.const(start), g.const([start[0] + 2 * high - 1, start[1] + 2 * wide - 1]), axes, strides)
+        for start in starts
+    ]
+    return g.op("Concat", *seen, axis=3)
+
+
+def _matrix(layer: Convolution) -> Array:
+    """A kernel as a matrix ``[out, 9 * in]``, in the order of :func:`_patches`."""
+    return layer.kernel.transpose(0, 2, 3, 1).reshape(len(layer.kernel), -1)
+
+
+def _halved(size: tuple[int, int]) -> tuple[int, int]:
+    return -(-size[0] // 2), -(-size[1] // 2)
