@@ -19,7 +19,7 @@ from tests.checkpoints import TINY
 from tests.conftest import ROOT, Recording
 
 from qwen3asr.features import SAMPLE_RATE
-from qwen3asr_export import blocks, numerics
+from qwen3asr_export import blocks, channels, dynamic, numerics
 from qwen3asr_export.graph import Array
 from speech import SpokenWord, Utterance
 
@@ -89,21 +89,32 @@ def test_what_is_offered_keeps_what_fp32_writes(passes: Callable[[str], bool], p
     assert passes(precision)
 
 
-@pytest.mark.parametrize(("precision", "step"), [("int8", 16), ("int4", 2)])
-def test_a_worse_quantiser_would_not_pass(
-    passes: Callable[[str], bool], precision: str, step: int, monkeypatch: pytest.MonkeyPatch
+def test_a_worse_quantiser_of_channels_would_not_pass(
+    passes: Callable[[str], bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Half of the bits in 8, three of four in 4."""
+    """Seven levels in place of 127."""
+    right = channels.quantise_channels
+
+    def coarse(weight: Array) -> channels.Channels:
+        stored = right(weight)
+        return channels.Channels((np.rint(stored.values / 20) * 20).astype(np.int8), stored.scales)
+
+    monkeypatch.setattr(dynamic, "quantise_channels", coarse)
+    assert not passes("int8")
+
+
+def test_a_worse_quantiser_of_blocks_would_not_pass(
+    passes: Callable[[str], bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three of four bits."""
     right = blocks.quantise
 
     def coarse(weight: Array, bits: int, block: int) -> blocks.Quantised:
         stored = right(weight, bits, block)
-        if bits != int(precision.removeprefix("int")):
+        if bits == 8:
             return stored
-        values = blocks._unpack(stored.values, bits).astype(np.int64)
-        values = np.clip((values + step // 2) // step * step, 0, 2**bits - 1).astype(np.uint8)
-        packed = values if bits == 8 else values[..., ::2] | (values[..., 1::2] << 4)
-        return blocks.Quantised(packed, stored.scales, stored.zero_points, bits)
+        values = np.clip((blocks._unpack(stored.values, bits).astype(np.int64) + 1) // 2 * 2, 0, 15).astype(np.uint8)
+        return blocks.Quantised(values[..., ::2] | (values[..., 1::2] << 4), stored.scales, stored.zero_points, bits)
 
     monkeypatch.setattr(numerics, "quantise", coarse)
-    assert not passes(precision)
+    assert not passes("int4")
