@@ -34,6 +34,7 @@ from qwen3asr.tokenizer import open_tokenizer
 from qwen3asr_export.expectation import synthetic
 
 ROUNDS, SECONDS = 5, 10.0
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def ours(folder: Path, mel: np.ndarray) -> Callable[[int], object]:
@@ -72,14 +73,15 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("bundles", type=Path, nargs="+")
+    parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=DTYPES, help="of transformers")
     args = parser.parse_args()
     mel = log_mel(synthetic(SECONDS))
     first = open_bundle(args.bundles[0])
     rows = np.zeros((first.spec.windows.tokens(mel.shape[1]), first.spec.hidden), np.float32)
     ids = PromptBuilder(open_tokenizer(first.folder, first.spec)).transcription(rows).ids
     runs = {open_bundle(folder).manifest.precision: ours(folder, mel) for folder in args.bundles}
-    for name, dtype in (("transformers fp32", torch.float32), ("transformers bf16", torch.bfloat16)):
-        runs[name] = theirs(args.checkpoint, dtype, mel, ids)
+    for dtype in args.dtypes:
+        runs[f"transformers {dtype}"] = theirs(args.checkpoint, DTYPES[dtype], mel, ids)
     times: dict[str, list[float]] = {name: [] for name in runs}
     first_token: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(ROUNDS + 1):
@@ -95,7 +97,7 @@ def main() -> None:
     for name in runs:
         report["seconds"][name] = round(statistics.median(times[name][1:]), 3)
         report["first_token_seconds"][name] = round(statistics.median(first_token[name][1:]), 3)
-    for peer in ("transformers fp32", "transformers bf16"):
+    for peer in (f"transformers {dtype}" for dtype in args.dtypes):
         for name in runs:
             if not name.startswith("transformers"):
                 ratios = sorted(b / a for a, b in zip(times[name][1:], times[peer][1:], strict=True))

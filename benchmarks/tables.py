@@ -66,8 +66,13 @@ def graphs(name: str = "graphs") -> str:
     return table(head, rows)
 
 
+def graphs_intel() -> str:
+    """Those of a second machine, and of all models, before int8 multiplied integers."""
+    return graphs("graphs_intel")
+
+
 def graphs_epyc() -> str:
-    """Those of a second machine."""
+    """Those of a third machine, likewise."""
     return graphs("graphs_epyc")
 
 
@@ -119,14 +124,16 @@ def kernels() -> str:
 
 
 def against() -> str:
-    """Whole clips against transformers, on three machines."""
+    """Whole clips against transformers, on three machines; on two of them before int8 multiplied integers."""
     rows = []
-    names = ("against_transformers", "against_transformers_epyc", "against_transformers_avx2")
-    for measured in map(load, names):
+    names = ("against_transformers_avx2", "against_transformers_epyc", "against_transformers")
+    for file, measured in zip(names, map(load, names), strict=True):
+        before = "" if file == names[0] else " (before)"
         for name, seconds in measured["seconds"].items():
             first = measured["first_token_seconds"][name]
             step = (seconds - first) / (measured["tokens"] - 1)
-            cells = [measured["machine"], name, f"{first:.2f}", f"{seconds:.2f}", f"{step * 1000:.0f}"]
+            label = name + before if name in ("int8", "int4") else name
+            cells = [measured["machine"], label, f"{first:.2f}", f"{seconds:.2f}", f"{step * 1000:.0f}"]
             for peer in ("transformers fp32", "transformers bf16"):
                 ratio = measured["ratios"].get(f"{peer} / {name}")
                 cells.append(f"{ratio['median']} ({ratio['min']}-{ratio['max']})" if ratio else "-")
@@ -237,8 +244,8 @@ def under_load() -> str:
 
 
 TABLES = (
-    graphs, graphs_epyc, kernels, agreement, tiny, against, peers, concurrency, streaming, three_hours, many_streams,
-    pipecat_latency, under_load,
+    graphs, graphs_intel, graphs_epyc, kernels, agreement, tiny, against, peers, concurrency, streaming, three_hours,
+    many_streams, pipecat_latency, under_load,
 )  # fmt: skip
 
 if __name__ == "__main__":

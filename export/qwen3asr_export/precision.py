@@ -115,11 +115,11 @@ PRECISIONS = {
         ),
         Precision(
             "int8", _INT8, _INT8,
-            Bounds(0.12, 0.3, 1.5, 0.3, 6e-2, damage_embeddings=0.1, damage_answers=0.1),
+            Bounds(0.12, 0.3, 2.0, 0.45, 6e-2, damage_embeddings=0.1, damage_answers=0.1),
         ),
         Precision(
             "int4", _INT8, Numerics(Blocks(4, 32, 8), mixed=True),
-            Bounds(0.12, 0.3, 1.5, 0.3, 6e-2, damage_embeddings=0.1, damage_answers=0.35),
+            Bounds(0.12, 0.3, 2.0, 0.45, 6e-2, damage_embeddings=0.1, damage_answers=0.35),
         ),
     )
 }  # fmt: skip
