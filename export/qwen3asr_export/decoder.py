@@ -41,7 +41,7 @@ def build_decoder(
     ids, audio = g.input("ids", INT64, ["batch", "tokens"]), g.input("audio", FLOAT, ["audio_rows", spec.hidden])
     past, take = g.input("past", INT64, ["batch"]), g.input("take", INT64, ["batch", "taken"])
     name = f"{_TEXT}.embed_tokens.weight"
-    table = numerics.matrices.table(g, name, tensors[name])
+    table = numerics.tables.table(g, name, tensors[name])
     x = _embed(g, spec, table, ids, audio)
     basis = g.weight("basis", mixing(spec.hidden)) if numerics.mixed else ""
     x = g.op("MatMul", x, basis) if basis else x
@@ -112,7 +112,7 @@ def _head(g: Graph, spec: ModelSpec, tensors: Lookup, x: str, table: Table) -> N
     """Logits of the taken positions, their argmax and its log probability."""
     if not spec.tied:
         name = "score.weight" if spec.kind == "aligner" else "lm_head.weight"
-        table = g.numerics.matrices.table(g, name, tensors[name])
+        table = g.numerics.tables.table(g, name, tensors[name])
     flat = table.project(g, g.reshape(x, -1, spec.hidden))
     taken = g.op("Shape", x, start=0, end=2)
     shape = g.op("Concat", taken, g.const([spec.classes]), axis=0)

@@ -12,32 +12,23 @@ from dataclasses import dataclass
 import numpy as np
 
 from qwen3asr_export.channels import quantise_channels
-from qwen3asr_export.graph import CONTRIB, Array, Graph
-from qwen3asr_export.numerics import Blocks, Convolution, Matrices, Table
+from qwen3asr_export.graph import CONTRIB, FLOAT, Array, Graph
+from qwen3asr_export.numerics import Convolution, Table, Tables
 
 _STEPS, _ZERO = 127, 128  # of a row in 8 bits: from its zero to its largest magnitude, and where its zero lies
-_TINY = np.finfo(np.float32).tiny  # keeps what is silent throughout from being divided by zero
 _ABOVE, _BELOW = 191, 64  # of a chunk: steps on either side of its zero; what comes out of a GELU is mostly positive
 
 
 @dataclass(frozen=True, slots=True)
-class Dynamic(Matrices):
-    """Products of 8-bit activations with weights of :mod:`qwen3asr_export.channels` (MatMulIntegerToFloat).
-
-    Attributes:
-        tables: how the embedding and the head are stored.
-    """
-
-    tables: Blocks
+class Dynamic(Tables):
+    """Products of 8-bit activations with weights of :mod:`qwen3asr_export.channels` (MatMulIntegerToFloat)."""
 
     def linear(self, g: Graph, x: str, name: str, weight: Array) -> str:
-        """See :class:`Matrices`."""
-        rows, highest = g.once("rows in 8 bits", x, lambda x: _rows_in_8_bits(g, x))
-        y = _multiply(g, rows, _ZERO, 1 / _STEPS, name, weight)
-        return g.op("Mul", y, highest, out=f"{name}.product")
+        """See :class:`qwen3asr_export.numerics.Tables`."""
+        return _multiply_rows(g, x, f"{name}.weight", *_store(g, f"{name}.weight", weight))
 
     def convolutions(self, g: Graph, x: str, size: tuple[int, int], layers: Sequence[Convolution]) -> str:
-        """See :class:`Matrices`; channels come last within, and the first one, of the mel itself, stays float32."""
+        """See :class:`qwen3asr_export.numerics.Tables`; channels come last within, and the first one stays float32."""
         x = g.reshape(x, 0, *size, 1)
         for layer in layers:
             bias = g.vector(f"{layer.name}.bias", layer.bias)
@@ -49,51 +40,83 @@ class Dynamic(Matrices):
             else:
                 values, step = _chunks_in_8_bits(g, x)
                 patches = _patches(g, values, size, g.const(_BELOW, np.uint8))
-                y = g.op("Mul", _multiply(g, patches, _BELOW, 1.0, layer.name, _matrix(layer)), step)
+                stored = _store(g, f"{layer.name}.weight", _matrix(layer))
+                y = g.op("Mul", _multiply(g, patches, _BELOW, 1.0, *stored), step)
                 x = g.op("Gelu", g.op("Add", y, bias, out=layer.name))
             size = _halved(size)
         return g.op("Transpose", x, perm=[0, 3, 1, 2])
 
     def table(self, g: Graph, name: str, weight: Array) -> Table:
-        """See :class:`Matrices`."""
-        return self.tables.table(g, name, weight)
+        """See :class:`qwen3asr_export.numerics.Tables`."""
+        return _ChannelTable(name, *_store(g, name, weight))
 
     def holds(self, shape: tuple[int, ...]) -> bool:
-        """See :class:`Matrices`: kernels, too, but the first."""
+        """See :class:`qwen3asr_export.numerics.Tables`: kernels, too, but the first."""
         return len(shape) == 2 or (len(shape) == 4 and shape[1] > 1)
 
-    def stored_bytes(self, rows: int, columns: int, *, table: bool = False) -> int:
-        """See :class:`Matrices`: values, float32 scales."""
-        return self.tables.stored_bytes(rows, columns, table=True) if table else rows * columns + 4 * rows
+    def stored_bytes(self, rows: int, columns: int) -> int:
+        """See :class:`qwen3asr_export.numerics.Tables`: values, float32 scales."""
+        return rows * columns + 4 * rows
 
-    def stands_for(self, weight: Array, *, table: bool = False) -> Array:
-        """See :class:`Matrices`."""
-        return self.tables.stands_for(weight, table=True) if table else quantise_channels(weight).dequantise()
+    def stands_for(self, weight: Array) -> Array:
+        """See :class:`qwen3asr_export.numerics.Tables`."""
+        return quantise_channels(weight).dequantise()
 
 
-def _multiply(g: Graph, x: str, zero: int, step: float, name: str, weight: Array) -> str:
-    """``(x - zero) * step @ weight.T`` of uint8 ``x``."""
+@dataclass(frozen=True, slots=True)
+class _ChannelTable(Table):
+    """The table lies as the product wants it, a class a column: looking up reads a byte of every row."""
+
+    name: str
+    values: str
+    scales: str
+
+    def project(self, g: Graph, x: str) -> str:
+        return _multiply_rows(g, x, self.name, self.values, self.scales)
+
+    def rows(self, g: Graph, ids: str) -> str:
+        flat = g.reshape(ids, -1)
+        columns = g.op("Cast", g.op("Gather", self.values, flat, axis=1), to=FLOAT)
+        columns = g.op("Mul", columns, g.op("Gather", self.scales, flat, axis=0))
+        shape = g.op("Concat", g.op("Shape", ids), g.const([-1]), axis=0)
+        return g.op("Reshape", g.op("Transpose", columns, perm=[1, 0]), shape)
+
+
+def _store(g: Graph, name: str, weight: Array) -> tuple[str, str]:
+    """Put a matrix into the data file; names of its values and its scales."""
     stored = quantise_channels(weight)
-    values = g.weight(f"{name}.weight", stored.values)
-    scales = g.weight(f"{name}.weight.scales", stored.scales)
+    return g.weight(name, stored.values), g.weight(f"{name}.scales", stored.scales)
+
+
+def _multiply_rows(g: Graph, x: str, name: str, values: str, scales: str) -> str:
+    """``x @ weight.T`` with a step for each row of ``x``."""
+    rows, highest = g.once("rows in 8 bits", x, lambda x: _rows_in_8_bits(g, x))
+    return g.op("Mul", _multiply(g, rows, _ZERO, 1 / _STEPS, values, scales), highest, out=f"{name}.product")
+
+
+def _multiply(g: Graph, x: str, zero: int, step: float, values: str, scales: str) -> str:
+    """``(x - zero) * step @ weight.T`` of uint8 ``x``."""
     steps, zeros = g.const(step, np.float32), g.const(zero, np.uint8)
     return g.op("MatMulIntegerToFloat", x, values, steps, scales, zeros, domain=CONTRIB)
 
 
 def _rows_in_8_bits(g: Graph, x: str) -> tuple[str, str]:
-    """Rows as uint8, and the largest magnitude of each, ``[..., 1]``; a row of zeros stays one."""
+    """Rows as uint8, and the largest magnitude of each, ``[..., 1]``.
+
+    A row of zeros is divided by zero and rounds to anything, but its product is multiplied by zero in the end. One
+    that is NaN throughout, as norms leave it, has NaN as its largest magnitude, and so has its product.
+    """
     highest = g.op("ReduceMax", g.op("Abs", x), g.const([-1]), keepdims=1)
-    highest = g.op("Max", highest, g.const(_TINY, np.float32))
     step, zero = g.const(1 / _STEPS, np.float32), g.const(_ZERO, np.uint8)
     return g.op("QuantizeLinear", g.op("Div", x, highest), step, zero), highest
 
 
 def _chunks_in_8_bits(g: Graph, x: str) -> tuple[str, str]:
-    """Chunks ``[n, rows, columns, channels]`` as uint8, and the step of each, ``[n, 1, 1, 1]``."""
+    """Chunks ``[n, rows, columns, channels]`` as uint8, and the step of each, ``[n, 1, 1, 1]``; zeros as in rows."""
     axes = g.const([1, 2, 3])
     above = g.op("Mul", g.op("ReduceMax", x, axes, keepdims=1), g.const(1 / _ABOVE, np.float32))
     below = g.op("Mul", g.op("ReduceMin", x, axes, keepdims=1), g.const(-1 / _BELOW, np.float32))
-    step = g.op("Max", above, below, g.const(_TINY, np.float32))
+    step = g.op("Max", above, below)
     steps = g.reshape(step, -1)
     zeros = g.op("Expand", g.const(_BELOW, np.uint8), g.op("Shape", steps))
     return g.op("QuantizeLinear", x, steps, zeros, axis=0), step

@@ -99,15 +99,6 @@ class Graph:
         self._initializers[name] = self._weights.add(name, array)
         return name
 
-    def alias(self, name: str, weight: str, shape: Sequence[int]) -> str:
-        """A stored weight's bytes once more, as a tensor of another shape; -1 infers one axis."""
-        tensor = TensorProto()
-        tensor.CopyFrom(self._initializers[weight])
-        inferred = int(np.prod(tensor.dims)) // -int(np.prod(shape))
-        tensor.name, tensor.dims[:] = name, [inferred if size == -1 else size for size in shape]
-        self._initializers[name] = tensor
-        return name
-
     def const(self, value: Any, dtype: npt.DTypeLike = np.int64) -> str:
         """A small constant inside the graph; equal ones are stored once."""
         array = np.asarray(value, dtype)

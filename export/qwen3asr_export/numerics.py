@@ -54,18 +54,22 @@ class Matrices(Protocol):
             x = g.op("Gelu", g.op("Conv", x, kernel, bias, strides=[2, 2], pads=[1, 1, 1, 1], out=layer.name))
         return x
 
-    def table(self, g: Graph, name: str, weight: Array) -> Table:
-        """Store a matrix that is looked up in, projected on, or both."""
-
     def holds(self, shape: tuple[int, ...]) -> bool:
         """Whether a tensor of the checkpoint is stored as such a matrix, ``[shape[0], rest]``."""
         return len(shape) == 2
 
-    def stored_bytes(self, rows: int, columns: int, *, table: bool = False) -> int:
+    def stored_bytes(self, rows: int, columns: int) -> int:
         """Bytes that a matrix ``[rows, columns]`` takes on disk."""
 
-    def stands_for(self, weight: Array, *, table: bool = False) -> Array:
+    def stands_for(self, weight: Array) -> Array:
         """The float32 matrix that is multiplied by in the end: what storing ``weight`` leaves of it."""
+
+
+class Tables(Matrices, Protocol):
+    """Matrices that can be looked up in, too."""
+
+    def table(self, g: Graph, name: str, weight: Array) -> Table:
+        """Store a matrix that is looked up in, projected on, or both."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,39 +77,46 @@ class Numerics:
     """What one graph computes in.
 
     Attributes:
-        matrices: storage and products of the large matrices.
+        tables: storage and products of the embedding and the head.
         activation: ONNX element type between operators.
         cache: ONNX element type of the KV cache and of the attention over it.
         mixed: the residual stream is in the basis of :mod:`qwen3asr_export.mixing`.
+        layers: storage and products of all other matrices, where those differ.
     """
 
-    matrices: Matrices
+    tables: Tables
     activation: int = FLOAT
     cache: int = FLOAT
     mixed: bool = False
+    layers: Matrices | None = None
+
+    @property
+    def matrices(self) -> Matrices:
+        """Storage and products of the layers' matrices."""
+        return self.layers or self.tables
 
 
 @dataclass(frozen=True, slots=True)
-class Float(Matrices):
+class Float(Tables):
     """Floating-point matrices of one element type; activations are cast to it and back."""
 
     dtype: int = FLOAT
 
     def linear(self, g: Graph, x: str, name: str, weight: Array) -> str:
-        """See :class:`Matrices`; stored transposed."""
+        """See :class:`Tables`; stored transposed."""
         stored = g.weight(f"{name}.weight", _cast(weight.T, self.dtype))
         return g.cast(g.op("MatMul", g.cast(x, self.dtype), stored, out=f"{name}.matmul"), g.activation, self.dtype)
 
     def table(self, g: Graph, name: str, weight: Array) -> Table:
-        """See :class:`Matrices`; stored as it is."""
+        """See :class:`Tables`; stored as it is."""
         return _FloatTable(g.weight(name, _cast(weight, self.dtype)), self.dtype)
 
-    def stored_bytes(self, rows: int, columns: int, *, table: bool = False) -> int:
-        """See :class:`Matrices`."""
+    def stored_bytes(self, rows: int, columns: int) -> int:
+        """See :class:`Tables`."""
         return rows * columns * BITS[self.dtype] // 8
 
-    def stands_for(self, weight: Array, *, table: bool = False) -> Array:
-        """See :class:`Matrices`."""
+    def stands_for(self, weight: Array) -> Array:
+        """See :class:`Tables`."""
         return _cast(weight, self.dtype).astype(np.float32)
 
 
@@ -126,61 +137,32 @@ class Blocks(Matrices):
     """Weight-only integers in blocks along the input axis, each with a scale and a zero point (MatMulNBits).
 
     Attributes:
-        bits: 4 or 8, of the layers' matrices.
+        bits: 4 or 8.
         block: weights that share a scale.
-        table_bits: 4 or 8, of the embedding and the head.
     """
 
     bits: int
     block: int
-    table_bits: int
 
     def linear(self, g: Graph, x: str, name: str, weight: Array) -> str:
         """See :class:`Matrices`."""
-        return _BlockTable(g, f"{name}.weight", weight, self.bits, self.block).project(g, x)
-
-    def table(self, g: Graph, name: str, weight: Array) -> Table:
-        """See :class:`Matrices`."""
-        return _BlockTable(g, name, weight, self.table_bits, self.block)
-
-    def stored_bytes(self, rows: int, columns: int, *, table: bool = False) -> int:
-        """See :class:`Matrices`: values, float32 scales, zero points."""
-        bits, count = self.table_bits if table else self.bits, -(-columns // self.block)
-        return rows * (count * self.block * bits // 8 + 4 * count + -(-count * bits // 8))
-
-    def stands_for(self, weight: Array, *, table: bool = False) -> Array:
-        """See :class:`Matrices`."""
-        return quantise(weight, self.table_bits if table else self.bits, self.block).dequantise(weight.shape[1])
-
-
-class _BlockTable(Table):
-    """One block-quantised matrix in the data file."""
-
-    def __init__(self, g: Graph, name: str, weight: Array, bits: int, block: int) -> None:
-        self._name, self._shape, self._bits, self._block = name, weight.shape, bits, block
-        stored = quantise(weight, bits, block)
-        g.weight(name, stored.values)
-        g.weight(f"{name}.scales", stored.scales)
-        g.weight(f"{name}.zero_points", stored.zero_points)
-
-    def project(self, g: Graph, x: str) -> str:
-        classes, hidden = self._shape
-        stored = (self._name, f"{self._name}.scales", f"{self._name}.zero_points")
+        stored = quantise(weight, self.bits, self.block)
+        parts = {"": stored.values, ".scales": stored.scales, ".zero_points": stored.zero_points}
+        classes, width = weight.shape
         return g.op(
-            "MatMulNBits", x, *stored, domain=CONTRIB, K=hidden, N=classes, bits=self._bits,
-            block_size=self._block, accuracy_level=_ACCURACY, out=f"{self._name}.product",
+            "MatMulNBits", x, *(g.weight(f"{name}.weight{end}", part) for end, part in parts.items()), domain=CONTRIB,
+            K=width, N=classes, bits=self.bits, block_size=self.block, accuracy_level=_ACCURACY,
+            out=f"{name}.weight.product",
         )  # fmt: skip
 
-    def rows(self, g: Graph, ids: str) -> str:
-        flat = g.alias(f"{self._name}.rows", self._name, [self._shape[0], -1])  # the same bytes, as a matrix
-        padded = g.op(
-            "GatherBlockQuantized", flat, ids, f"{self._name}.scales", f"{self._name}.zero_points", domain=CONTRIB,
-            bits=self._bits, block_size=self._block, gather_axis=0, quantize_axis=1,
-        )  # fmt: skip
-        hidden = self._shape[1]
-        if hidden % self._block == 0:
-            return padded
-        return g.op("Slice", padded, g.const([0]), g.const([hidden]), g.const([-1]))
+    def stored_bytes(self, rows: int, columns: int) -> int:
+        """See :class:`Matrices`: values, float32 scales, zero points."""
+        count = -(-columns // self.block)
+        return rows * (count * self.block * self.bits // 8 + 4 * count + -(-count * self.bits // 8))
+
+    def stands_for(self, weight: Array) -> Array:
+        """See :class:`Matrices`."""
+        return quantise(weight, self.bits, self.block).dequantise(weight.shape[1])
 
 
 def _cast(array: Array, dtype: int) -> Array:

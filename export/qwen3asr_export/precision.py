@@ -11,7 +11,7 @@ from qwen3asr_export.dynamic import Dynamic
 from qwen3asr_export.files import Lookup
 from qwen3asr_export.graph import BFLOAT16, BITS, FLOAT16, Array
 from qwen3asr_export.mixing import Mixed
-from qwen3asr_export.numerics import Blocks, Float, Numerics
+from qwen3asr_export.numerics import Blocks, Float, Matrices, Numerics
 
 _HEADS = ("lm_head.weight", "score.weight")
 
@@ -70,14 +70,19 @@ class Precision:
         return _StandsFor(tensors, self)
 
     def _bytes(self, name: str, shape: tuple[int, ...]) -> int:
-        numerics = self.numerics(name)
-        if not numerics.matrices.holds(shape):  # norms, biases, kernels
-            return math.prod(shape) * BITS[numerics.activation] // 8
-        return numerics.matrices.stored_bytes(shape[0], math.prod(shape[1:]), table=_is_table(name))
+        matrices = self.matrices(name)
+        if not matrices.holds(shape):  # norms, biases, kernels
+            return math.prod(shape) * BITS[self.numerics(name).activation] // 8
+        return matrices.stored_bytes(shape[0], math.prod(shape[1:]))
 
     def numerics(self, name: str) -> Numerics:
         """Of the graph that one of the checkpoint's tensors goes into."""
         return self.decoder if "language_model" in name or name in _HEADS else self.encoder
+
+    def matrices(self, name: str) -> Matrices:
+        """Storage of one of the checkpoint's tensors, if it is a matrix."""
+        numerics, is_table = self.numerics(name), "embed_tokens" in name or name in _HEADS
+        return numerics.tables if is_table else numerics.matrices
 
 
 class _StandsFor:
@@ -89,17 +94,13 @@ class _StandsFor:
     def __getitem__(self, name: str) -> Array:
         numerics = self._precision.numerics(name)
         tensor = (self._mixed if numerics.mixed else self._tensors)[name]
-        if numerics.matrices.holds(tensor.shape):
-            matrix = tensor.reshape(len(tensor), -1)
-            tensor = numerics.matrices.stands_for(matrix, table=_is_table(name)).reshape(tensor.shape)
+        matrices = self._precision.matrices(name)
+        if matrices.holds(tensor.shape):
+            tensor = matrices.stands_for(tensor.reshape(len(tensor), -1)).reshape(tensor.shape)
         return self._mixed.change(name, tensor) if numerics.mixed else tensor
 
 
-def _is_table(name: str) -> bool:
-    return "embed_tokens" in name or name in _HEADS
-
-
-_INT8 = Numerics(Dynamic(tables=Blocks(8, 64, 8)), mixed=True)
+_INT8 = Numerics(Dynamic(), mixed=True)
 
 PRECISIONS = {
     p.name: p
@@ -118,7 +119,7 @@ PRECISIONS = {
             Bounds(0.12, 0.3, 2.0, 0.45, 6e-2, damage_embeddings=0.1, damage_answers=0.1),
         ),
         Precision(
-            "int4", _INT8, Numerics(Blocks(4, 32, 8), mixed=True),
+            "int4", _INT8, Numerics(Dynamic(), mixed=True, layers=Blocks(4, 32)),
             Bounds(0.12, 0.3, 2.0, 0.45, 6e-2, damage_embeddings=0.1, damage_answers=0.35),
         ),
     )

@@ -21,14 +21,14 @@ from qwen3asr_export import export
 from qwen3asr_export.channels import HIGHEST, quantise_channels
 from qwen3asr_export.dynamic import Dynamic
 from qwen3asr_export.graph import FLOAT, Graph, WeightFile
-from qwen3asr_export.numerics import Blocks, Convolution, Float, Matrices, Numerics
+from qwen3asr_export.numerics import Convolution, Float, Numerics, Tables
 
-DYNAMIC = Dynamic(tables=Blocks(8, 64, 8))
+DYNAMIC = Dynamic()
 
 Run = Callable[[np.ndarray], np.ndarray]
 
 
-def _session(folder: Path, matrices: Matrices, shape: list[int | str], build: Callable[[Graph, str], str]) -> Run:
+def _session(folder: Path, matrices: Tables, shape: list[int | str], build: Callable[[Graph, str], str]) -> Run:
     with WeightFile(folder / "w.data") as file:
         g = Graph("g", file, Numerics(matrices), 23)
         g.op("Identity", build(g, g.input("x", FLOAT, shape)), out="y")
@@ -116,7 +116,7 @@ def test_convolutions_are_those_of_pytorch(tmp_path: Path, size: tuple[int, int]
             y = torch.nn.functional.gelu(y)
         return y.numpy()
 
-    def ours(matrices: Matrices, name: str) -> np.ndarray:
+    def ours(matrices: Tables, name: str) -> np.ndarray:
         folder = tmp_path / name
         folder.mkdir()
         run = _session(folder, matrices, ["n", 1, *size], lambda g, x: matrices.convolutions(g, x, size, layers))

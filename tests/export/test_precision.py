@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -30,7 +31,7 @@ from qwen3asr_export.convert import check_choice
 from qwen3asr_export.dialects import DIALECTS
 from qwen3asr_export.dynamic import Dynamic
 from qwen3asr_export.graph import BFLOAT16, FLOAT, FLOAT16, INT64, Graph, WeightFile
-from qwen3asr_export.numerics import Blocks, Float, Matrices, Numerics
+from qwen3asr_export.numerics import Blocks, Float, Matrices, Numerics, Tables
 from qwen3asr_export.precision import PRECISIONS
 from qwen3asr_export.standin import STANDINS
 
@@ -97,41 +98,55 @@ def test_many_rows_are_quantised_as_few_are(monkeypatch: pytest.MonkeyPatch) -> 
         np.testing.assert_array_equal(getattr(whole, name), getattr(parts, name))
 
 
-def _run(tmp_path: Path, matrices: Matrices, weight: np.ndarray, x: np.ndarray, ids: np.ndarray) -> list[np.ndarray]:
-    """``x @ weight.T`` as a layer, the same from a table, and the table's rows."""
+def _run(
+    tmp_path: Path, build: Callable[[Graph, str, str], dict[str, str]], width: int, **fed: np.ndarray
+) -> list[Any]:
+    """The tensors that ``build`` makes of ``x`` ``[n, width]`` and ``ids`` ``[k]``."""
     with WeightFile(tmp_path / "w.data") as file:
-        g = Graph("g", file, Numerics(matrices), 23)
-        names = g.input("x", FLOAT, ["n", x.shape[1]]), g.input("ids", INT64, ["k"])
-        table = matrices.table(g, "table", weight)
-        made = {"layer": g.linear(names[0], "layer", weight), "head": table.project(g, names[0])}
-        made["rows"] = table.rows(g, names[1])
+        g = Graph("g", file, Numerics(Float()), 23)
+        made = build(g, g.input("x", FLOAT, ["n", width]), g.input("ids", INT64, ["k"]))
         for name, tensor in made.items():
             g.op("Identity", tensor, out=name)
             g.output(name, FLOAT, [None, None])  # type: ignore[list-item]
         content = g.model({}).SerializeToString()
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(tmp_path))
-    return list(onnxruntime.InferenceSession(content, options).run(None, {"x": x, "ids": ids}))
+    return list(onnxruntime.InferenceSession(content, options).run(None, fed))
 
 
-@pytest.mark.parametrize("width", [64, 80, 200])
+WIDTHS = pytest.mark.parametrize("width", [64, 80, 200])  # such as no block divides, too
+
+
+@WIDTHS
 @pytest.mark.parametrize(
     ("matrices", "tolerance"),
-    [(Float(), 1e-6), (Blocks(8, 32, 8), 0.02), (Blocks(8, 128, 8), 0.02), (Blocks(4, 32, 8), 0.2),
-     (Blocks(4, 128, 4), 0.2), (Dynamic(Blocks(8, 64, 8)), 0.04)],
-)  # fmt: skip
-def test_a_matrix_is_looked_up_in_and_multiplied_alike(
-    tmp_path: Path, width: int, matrices: Matrices, tolerance: float
-) -> None:
-    """Widths that no block divides too; the look-up and the product read the same stored bytes."""
+    [(Float(), 1e-6), (Blocks(8, 32), 0.02), (Blocks(8, 128), 0.02), (Blocks(4, 32), 0.2), (Dynamic(), 0.04)],
+)
+def test_a_layer_multiplies_by_what_is_stored(tmp_path: Path, width: int, matrices: Matrices, tolerance: float) -> None:
+    rng = np.random.default_rng(width)
+    weight, x = (rng.normal(0, 1, (n, width)).astype(np.float32) for n in (50, 3))
+    (layer,) = _run(
+        tmp_path, lambda g, x, ids: {"y": matrices.linear(g, x, "layer", weight)}, width, x=x, ids=np.array([0])
+    )
+    for stands_for, allowed in ((weight, tolerance), (matrices.stands_for(weight), 0.02)):
+        assert np.abs(layer - x @ stands_for.T).max() <= allowed * np.abs(x @ weight.T).max()
+
+
+@WIDTHS
+@pytest.mark.parametrize("tables", [Float(), Float(FLOAT16), Dynamic()])
+def test_a_table_is_looked_up_in_and_multiplied_by_alike(tmp_path: Path, width: int, tables: Tables) -> None:
     rng = np.random.default_rng(width)
     weight, x = (rng.normal(0, 1, (n, width)).astype(np.float32) for n in (50, 3))
     ids = np.array([0, 49, 7])
-    layer, head, rows = _run(tmp_path, matrices, weight, x, ids)
-    wanted = matrices.stands_for(weight, table=True)
-    np.testing.assert_allclose(rows, wanted[ids], atol=1e-6)
+
+    def build(g: Graph, x: str, ids: str) -> dict[str, str]:
+        table = tables.table(g, "table", weight)
+        return {"head": table.project(g, x), "rows": table.rows(g, ids)}
+
+    head, rows = _run(tmp_path, build, width, x=x, ids=ids)
+    wanted = tables.stands_for(weight)
+    np.testing.assert_allclose(rows, wanted[ids], rtol=1e-6)
     np.testing.assert_allclose(head, x @ wanted.T, atol=0.02 * np.abs(x @ wanted.T).max())
-    assert np.abs(layer - x @ weight.T).max() <= tolerance * np.abs(x @ weight.T).max()
 
 
 def _changed(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> Path:
