@@ -42,9 +42,12 @@ def build_decoder(
     past, take = g.input("past", INT64, ["batch"]), g.input("take", INT64, ["batch", "taken"])
     name = f"{_TEXT}.embed_tokens.weight"
     table = numerics.tables.table(g, name, tensors[name])
-    x = _embed(g, spec, table, ids, audio)
     basis = g.weight("basis", mixing(spec.hidden)) if numerics.mixed else ""
-    x = g.op("MatMul", x, basis) if basis else x
+
+    def turn(x: str) -> str:  # into the basis of the matrices, or out of it
+        return g.op("MatMul", x, basis) if basis else x
+
+    x = _embed(g, spec, table, ids, turn(audio))
     dialect.begin(g, spec, ids, past)
 
     def scale(name: str) -> str:
@@ -61,9 +64,7 @@ def build_decoder(
         y = _mlp(g, tensors, f"{name}.mlp", normed)
         if index + 1 < spec.layers:
             normed, x = dialect.add_norm(g, x, y, scale(f"{_TEXT}.layers.{index + 1}.input_layernorm"), spec.norm_eps)
-    x = g.op("Add", x, y)
-    x = g.op("MatMul", x, basis) if basis else x
-    x = dialect.norm(g, x, scale(f"{_TEXT}.norm"), spec.norm_eps)
+    x = turn(dialect.norm(g, turn(g.op("Add", x, y)), scale(f"{_TEXT}.norm"), spec.norm_eps))
     _head(g, spec, tensors, x, table)
     return g.model({"component": "decoder", "kind": spec.kind, "dialect": dialect.name})
 

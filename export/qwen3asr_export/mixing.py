@@ -17,6 +17,7 @@ from qwen3asr_export.files import Lookup
 from qwen3asr_export.graph import Array
 
 _WRITERS = (".conv_out", ".out_proj", ".fc2", ".o_proj", ".down_proj")
+_TABLES = (".embed_tokens", "lm_head", "score")
 
 
 @cache
@@ -38,8 +39,8 @@ def mixing(width: int) -> Array:
 class Mixed:
     """A checkpoint's tensors in the mixed basis, each made when asked for.
 
-    Gains and biases of the norms go into the matrices behind them, which leaves ones and zeros. Embedding, final norm
-    and head stay as they are: a tied table is read and written in one basis, so the decoder's graph changes it.
+    Gains and biases of the norms go into the matrices behind them, which leaves ones and zeros. Only the final norm
+    keeps its gain: a tied head is the embedding, too, so the decoder's graph applies it in the checkpoint's basis.
 
     Args:
         tensors: the checkpoint's, by ``-hf`` name.
@@ -63,7 +64,8 @@ class Mixed:
         module, _, part = name.rpartition(".")
         if module.endswith(_WRITERS):
             return mixing(len(tensor)) @ tensor
-        return tensor @ mixing(tensor.shape[1]) if part == "weight" and _norm_before(module) else tensor
+        reads = module.endswith(_TABLES) or (part == "weight" and _norm_before(module))
+        return tensor @ mixing(tensor.shape[1]) if reads else tensor
 
 
 def _is_norm(module: str) -> bool:

@@ -15,7 +15,7 @@ from qwen3asr_export import export
 from qwen3asr_export.channels import quantise_channels
 from qwen3asr_export.checkpoint import Checkpoint
 from qwen3asr_export.expectation import synthetic
-from qwen3asr_export.mixing import mixing
+from qwen3asr_export.mixing import Mixed, mixing
 from qwen3asr_export.numerics import Float, Numerics
 from qwen3asr_export.precision import PRECISIONS, Precision
 from qwen3asr_export.reference import Reference
@@ -86,3 +86,23 @@ def test_only_integer_precisions_are_mixed() -> None:
         return precision.encoder.mixed
 
     assert [name for name, precision in PRECISIONS.items() if is_mixed(precision)] == ["int8", "int4"]
+
+
+@pytest.mark.parametrize("name", ["embed_tokens", "layers.1.self_attn.q_proj", "layers.0.mlp.up_proj"])
+def test_no_matrix_that_reads_the_stream_keeps_a_loud_column(name: str) -> None:
+    tensors = Checkpoint(TINY / "asr").tensors
+    weight = f"model.language_model.{name}.weight"
+
+    class Loud:
+        def __getitem__(self, asked: str) -> np.ndarray:
+            tensor = tensors[asked].copy()
+            if asked == weight:
+                tensor[:, 3] *= 100
+            return tensor
+
+    def loudness(matrix: np.ndarray) -> float:
+        columns = np.linalg.norm(matrix, axis=0)
+        return float(columns.max() / np.median(columns))
+
+    assert loudness(Loud()[weight]) > 20
+    assert loudness(Mixed(Loud())[weight]) < 5
