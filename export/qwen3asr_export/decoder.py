@@ -11,7 +11,7 @@ from qwen3asr.spec import ModelSpec
 from qwen3asr_export.dialects import Dialect
 from qwen3asr_export.files import Lookup
 from qwen3asr_export.graph import FLOAT, FLOAT16, INT64, Graph, WeightFile
-from qwen3asr_export.mixing import Mixed, mixing
+from qwen3asr_export.mixing import mixing
 from qwen3asr_export.numerics import Numerics, Table
 
 _TEXT = "model.language_model"
@@ -36,7 +36,7 @@ def build_decoder(
     probability), ``present.{i}.key/value``, to be bound to the same memory as the past. The inner tensor
     ``logits`` ``[B, T, classes]`` can be made an output for verification.
     """
-    tensors = Mixed(tensors) if numerics.mixed else tensors
+    tensors = numerics.prepare(tensors)
     g = Graph("decoder", weights, numerics, dialect.opset)
     ids, audio = g.input("ids", INT64, ["batch", "tokens"]), g.input("audio", FLOAT, ["audio_rows", spec.hidden])
     past, take = g.input("past", INT64, ["batch"]), g.input("take", INT64, ["batch", "taken"])

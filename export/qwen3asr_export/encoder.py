@@ -13,7 +13,7 @@ from qwen3asr.features import MEL_BINS
 from qwen3asr.spec import ModelSpec
 from qwen3asr_export.files import Lookup
 from qwen3asr_export.graph import FLOAT, FLOAT16, INT64, Array, Graph, WeightFile
-from qwen3asr_export.mixing import Mixed, mixing
+from qwen3asr_export.mixing import mixing
 from qwen3asr_export.numerics import Convolution, Numerics
 
 MASKED = -6e4  # finite in fp16 too, and so far below any score that the softmax gives it nothing
@@ -30,7 +30,7 @@ def build_encoder(spec: ModelSpec, tensors: Lookup, weights: WeightFile, numeric
     ``[windows, tokens, hidden]`` with ``tokens = frames / 100 * 13``; the first ``WindowSpec.tokens(valid)``
     rows of a window are the clip's, the rest is padding to be dropped.
     """
-    tensors = Mixed(tensors) if numerics.mixed else tensors
+    tensors = numerics.prepare(tensors)
     g = Graph("encoder", weights, numerics, OPSET)
     chunk, per_chunk = spec.windows.chunk_frames, spec.windows.chunk_tokens
     mel = g.input("mel", FLOAT, ["windows", MEL_BINS, "padded_frames"])

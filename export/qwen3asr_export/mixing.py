@@ -57,15 +57,16 @@ class Mixed:
         if norm and part == "bias":
             shifted: Array = tensor + self._tensors[f"{module}.weight"] @ self._tensors[f"{norm}.bias"]
             return shifted
-        return self.change(name, tensor * self._tensors[f"{norm}.weight"] if norm else tensor)
+        return change_basis(name, tensor * self._tensors[f"{norm}.weight"] if norm else tensor)
 
-    def change(self, name: str, tensor: Array) -> Array:
-        """A tensor from either basis to the other, norms left as they are: the basis is its own inverse."""
-        module, _, part = name.rpartition(".")
-        if module.endswith(_WRITERS):
-            return mixing(len(tensor)) @ tensor
-        reads = module.endswith(_TABLES) or (part == "weight" and _norm_before(module))
-        return tensor @ mixing(tensor.shape[1]) if reads else tensor
+
+def change_basis(name: str, tensor: Array) -> Array:
+    """A tensor from either basis to the other, norms left as they are: the basis is its own inverse."""
+    module, _, part = name.rpartition(".")
+    if module.endswith(_WRITERS):
+        return mixing(len(tensor)) @ tensor
+    reads = module.endswith(_TABLES) or (part == "weight" and _norm_before(module))
+    return tensor @ mixing(tensor.shape[1]) if reads else tensor
 
 
 def _is_norm(module: str) -> bool:

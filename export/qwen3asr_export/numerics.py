@@ -14,7 +14,9 @@ import numpy as np
 from onnx import helper
 
 from qwen3asr_export.blocks import quantise
+from qwen3asr_export.files import Lookup
 from qwen3asr_export.graph import BITS, CONTRIB, FLOAT, Array
+from qwen3asr_export.mixing import Mixed
 
 if TYPE_CHECKING:
     from qwen3asr_export.graph import Graph
@@ -89,6 +91,10 @@ class Numerics:
     cache: int = FLOAT
     mixed: bool = False
     layers: Matrices | None = None
+
+    def prepare(self, tensors: Lookup) -> Lookup:
+        """The checkpoint's tensors as the graph takes them."""
+        return Mixed(tensors) if self.mixed else tensors
 
     @property
     def matrices(self) -> Matrices:

@@ -10,7 +10,7 @@ from qwen3asr_export.checkpoint import expected_tensors
 from qwen3asr_export.dynamic import Dynamic
 from qwen3asr_export.files import Lookup
 from qwen3asr_export.graph import BFLOAT16, BITS, FLOAT16, Array
-from qwen3asr_export.mixing import Mixed
+from qwen3asr_export.mixing import change_basis
 from qwen3asr_export.numerics import Blocks, Float, Matrices, Numerics
 
 _HEADS = ("lm_head.weight", "score.weight")
@@ -89,15 +89,14 @@ class _StandsFor:
     """See :meth:`Precision.stands_for`; in the checkpoint's basis, the gains of norms where the graphs have them."""
 
     def __init__(self, tensors: Lookup, precision: Precision) -> None:
-        self._tensors, self._mixed, self._precision = tensors, Mixed(tensors), precision
+        self._tensors, self._precision = tensors, precision
 
     def __getitem__(self, name: str) -> Array:
-        numerics = self._precision.numerics(name)
-        tensor = (self._mixed if numerics.mixed else self._tensors)[name]
-        matrices = self._precision.matrices(name)
+        numerics, matrices = self._precision.numerics(name), self._precision.matrices(name)
+        tensor = numerics.prepare(self._tensors)[name]
         if matrices.holds(tensor.shape):
             tensor = matrices.stands_for(tensor.reshape(len(tensor), -1)).reshape(tensor.shape)
-        return self._mixed.change(name, tensor) if numerics.mixed else tensor
+        return change_basis(name, tensor) if numerics.mixed else tensor
 
 
 _INT8 = Numerics(Dynamic(), mixed=True)

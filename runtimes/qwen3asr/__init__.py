@@ -18,12 +18,12 @@ from qwen3asr.languages import ALIGNER_LANGUAGES, LANGUAGES
 from qwen3asr.load import load, load_aligner
 from qwen3asr.metrics import MetricsSnapshot
 from qwen3asr.recognizer import KvCache, Recognizer
+from qwen3asr.request import Progress
 from qwen3asr.scheduler import Policy
 from qwen3asr.segmenter import StreamSettings
 from qwen3asr.stitch import join_texts, transcript_of
 from qwen3asr.streaming import AsyncStream, Stream
 from qwen3asr.transcript import Transcript
-from qwen3asr.transcription import Progress
 from qwen3asr.types import FinishReason, Segment, Word
 from qwen3asr.vad import FRAME, EnergyDetector, SpeechDetector
 

@@ -12,7 +12,8 @@ from qwen3asr.assign import assign_text
 from qwen3asr.audio import AudioReader, limit_peak
 from qwen3asr.features import SAMPLE_RATE, Samples
 from qwen3asr.longform import pieces
-from qwen3asr.transcription import Request, Transcriber
+from qwen3asr.request import Request
+from qwen3asr.transcription import Transcriber
 from qwen3asr.types import Word
 
 

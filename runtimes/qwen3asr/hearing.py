@@ -16,7 +16,8 @@ from qwen3asr.generate import Generation
 from qwen3asr.jobs import Job, Prefix
 from qwen3asr.languages import ALIGNER_LANGUAGES
 from qwen3asr.prompt import Frame, PromptBuilder
-from qwen3asr.transcription import Request, Transcriber
+from qwen3asr.request import Request
+from qwen3asr.transcription import Transcriber
 from qwen3asr.types import Word
 
 P = ParamSpec("P")

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import math
-import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import BinaryIO, Literal, Self, TypedDict, TypeVar, Unpack, cast
@@ -20,6 +18,7 @@ from qwen3asr.aligner import Aligner
 from qwen3asr.alignment import align_any_length
 from qwen3asr.audio import AudioInput, open_audio
 from qwen3asr.bundle import Bundle
+from qwen3asr.callers import Callers
 from qwen3asr.engine import Engine
 from qwen3asr.errors import AlignerMissing, EngineBusy, EngineClosed, Qwen3AsrError, RequestInvalid
 from qwen3asr.features import HOP, MEL_BINS, SAMPLE_RATE, Mel, split_windows
@@ -30,12 +29,13 @@ from qwen3asr.jobs import Job
 from qwen3asr.languages import resolve, resolve_for_aligner
 from qwen3asr.metrics import Metrics
 from qwen3asr.prompt import Frame, PromptBuilder
+from qwen3asr.request import Cancellation, Report, Request
 from qwen3asr.segmenter import StreamSettings
 from qwen3asr.sessions.base import Ids
 from qwen3asr.streaming import AsyncStream, Stream
 from qwen3asr.tokenizer import Tokenizer
 from qwen3asr.transcript import Transcript
-from qwen3asr.transcription import Cancellation, Report, Request, Transcriber
+from qwen3asr.transcription import Transcriber
 from qwen3asr.types import Word
 from qwen3asr.vad import EnergyDetector, SpeechDetector
 from qwen3asr.words import check_splitter
@@ -105,7 +105,7 @@ class Recognizer:
         self._threads = ThreadPoolExecutor(engine.slots + 1, "qwen3asr")
         self._stream_threads = ThreadPoolExecutor(engine.slots + 1, "qwen3asr-stream")  # which files cannot hold up
         self._busy = 0  # asynchronous requests on their way
-        self._callers = _Callers()
+        self._callers = Callers()
 
     def transcribe(
         self,
@@ -456,31 +456,3 @@ class Recognizer:
 def _check_max_seconds(seconds: float | None) -> None:
     if seconds is not None and not 0 < seconds < math.inf:
         raise RequestInvalid(f"max_seconds={seconds} bounds nothing; give seconds above 0, or None")
-
-
-class _Callers:
-    """Those who wait, in threads of their own, for what they asked; and whether anybody may still ask."""
-
-    def __init__(self) -> None:
-        self._change, self._count, self.closed = threading.Condition(), 0, False
-
-    @contextmanager
-    def one(self) -> Iterator[None]:
-        with self._change:
-            if self.closed:
-                raise EngineClosed
-            self._count += 1
-        try:
-            yield
-        finally:
-            with self._change:
-                self._count -= 1
-                self._change.notify_all()
-
-    def close(self) -> None:
-        with self._change:
-            self.closed = True
-
-    def wait(self) -> None:
-        with self._change:
-            self._change.wait_for(lambda: not self._count)

@@ -7,12 +7,10 @@ import math
 import time
 from bisect import bisect_left, bisect_right
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from threading import Lock
-from typing import TypeAlias
 
 import numpy as np
 
@@ -28,10 +26,11 @@ from qwen3asr.languages import ALIGNER_LANGUAGES
 from qwen3asr.longform import LEAST_SECONDS, Piece, pieces, split_point
 from qwen3asr.postprocess import parse_output
 from qwen3asr.prompt import Frame, PromptBuilder
+from qwen3asr.request import Cancellation, Progress, Report, Request
 from qwen3asr.stitch import Part, stitch
 from qwen3asr.tokenizer import Tokenizer
 from qwen3asr.transcript import Transcript
-from qwen3asr.types import Segment, Word
+from qwen3asr.types import Word
 
 PIECE_SECONDS = 180.0
 """The longest stretch that is decoded in one pass: what the original package takes where it also aligns, and better
@@ -44,72 +43,6 @@ _LEAST_TOKENS_A_SECOND = 6
 """Fast speech: room that a pass must have for its text."""
 _HALVED_FROM = 4.0
 """A piece of so many seconds whose text was cut, or ran in a circle, is decoded again in two halves."""
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """How a clip is to be transcribed; its arguments were found good.
-
-    Attributes:
-        language: canonical name to force, ``None``: detected.
-        context: background text and hot words.
-        align: find word times.
-        max_new_tokens: budget of a pass, ``None``: more than its audio can hold.
-        piece_seconds: the longest pass; ``None``: ``PIECE_SECONDS``, or what the KV cache takes.
-        split: longer audio is cut at silences; else it is refused.
-        timeout: seconds after which it is given up.
-        max_seconds: of audio; longer audio is refused by whoever opens it.
-    """
-
-    language: str | None = None
-    context: str = ""
-    align: bool = False
-    max_new_tokens: int | None = None
-    piece_seconds: float | None = None
-    split: bool = True
-    timeout: float | None = None
-    max_seconds: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a transcription is.
-
-    Attributes:
-        done: seconds of audio transcribed.
-        total: of all its seconds; ``None`` where the source does not tell.
-        segments: what came since the report before.
-    """
-
-    done: float
-    total: float | None
-    segments: tuple[Segment, ...]
-
-
-Report: TypeAlias = Callable[[Progress], None]
-
-
-class Cancellation:
-    """Ends a transcription from another thread: its thread then gets a ``CancelledError``."""
-
-    def __init__(self) -> None:
-        self._lock, self._futures, self._cancelled = Lock(), set[Future[Generation]](), False
-
-    def cancel(self) -> None:
-        """Cancel what is on its way and all that may follow; harmless once it is done."""
-        with self._lock:
-            self._cancelled, futures = True, list(self._futures)
-        for future in futures:
-            future.cancel()
-
-    def watch(self, future: Future[Generation]) -> None:
-        """Cancel this one too, now or then."""
-        with self._lock:
-            self._futures.add(future)
-            cancelled = self._cancelled
-        future.add_done_callback(self._futures.discard)
-        if cancelled:
-            future.cancel()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -31,7 +31,8 @@ from qwen3asr.errors import (
 from qwen3asr.features import Samples
 from qwen3asr.generate import Generation
 from qwen3asr.longform import pieces
-from qwen3asr.transcription import Cancellation, Request, Transcriber, _Run
+from qwen3asr.request import Cancellation, Request
+from qwen3asr.transcription import Transcriber, _Run
 from qwen3asr.vad import EnergyDetector
 
 RATE = 16_000

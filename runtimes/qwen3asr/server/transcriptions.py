@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from qwen3asr.errors import AlignerMissing, ExtraMissing, LanguageUnknown
 from qwen3asr.recognizer import Options, Recognizer
+from qwen3asr.request import Progress, Report
 from qwen3asr.server.answers import TextAnswer, VerboseAnswer
 from qwen3asr.server.formats import SRT, VTT, event, render
 from qwen3asr.server.forms import TranscriptionForm, parse
@@ -26,7 +27,6 @@ from qwen3asr.server.settings import ServerSettings
 from qwen3asr.server.uploads import file_of, receive_form
 from qwen3asr.stitch import join_texts
 from qwen3asr.transcript import Transcript
-from qwen3asr.transcription import Progress, Report
 
 Transcribe: TypeAlias = Callable[[Report | None], Awaitable[Transcript]]
 
