@@ -133,8 +133,8 @@ def main() -> None:
     report: dict[str, Any] = {"command": "python benchmarks/pipecat_latency.py", "machine": machine()}
     with qwen3asr.load(args.work / "tiny-asr") as tiny:
         report["tiny fp32"] = asyncio.run(measure(tiny, recordings(args.rounds)))
-    with model(args.work / "b-int4", 2048)[0] as large:
-        report["0.6b int4, random"] = asyncio.run(measure(large, noise(args.turns)))
+    with model(args.work / "b-int8", 2048)[0] as large:
+        report["0.6b int8, random"] = asyncio.run(measure(large, noise(args.turns)))
     args.out.write_text(json.dumps(report, indent=2) + "\n", "utf-8")
     print(json.dumps(report, indent=1))
 

@@ -161,7 +161,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("build/bench"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/streaming.json"))
-    parser.add_argument("--precision", default="int4")
+    parser.add_argument("--precision", default="int8")
     parser.add_argument("--minutes", type=int, default=10)
     args = parser.parse_args()
     folder = args.work / f"b-{args.precision}"
