@@ -110,9 +110,9 @@ def _score(row: dict[str, float]) -> list[str]:
     return [f"{row['exact']:.1%}", f"{row['boundary_mean_ms']:g}", f"{row['boundary_within_80_ms']:.1%}"]
 
 
-def kernels() -> str:
+def kernels(name: str = "kernels") -> str:
     """One operator at a time."""
-    measured = load("kernels")
+    measured = load(name)
     rows = [
         [name, f"{measured['prompt'][name]['gflop_per_s']}", f"{measured['step'][name]['gb_per_s']:g}"]
         for name in measured["prompt"]
@@ -121,6 +121,11 @@ def kernels() -> str:
     places = list(measured["attention_ms"]["32-bit cache"])
     rows = [[name, *(f"{of[place]:.2f}" for place in places)] for name, of in measured["attention_ms"].items()]
     return products + "\n\n" + table(["attention, ms", *(f"{place} past tokens" for place in places)], rows)
+
+
+def kernels_avx2() -> str:
+    """Those of a machine without AVX-512."""
+    return kernels("kernels_avx2")
 
 
 def against() -> str:
@@ -244,8 +249,8 @@ def under_load() -> str:
 
 
 TABLES = (
-    graphs, graphs_intel, graphs_epyc, kernels, agreement, tiny, against, peers, concurrency, streaming, three_hours,
-    many_streams, pipecat_latency, under_load,
+    graphs, graphs_intel, graphs_epyc, kernels, kernels_avx2, agreement, tiny, against, peers, concurrency, streaming,
+    three_hours, many_streams, pipecat_latency, under_load,
 )  # fmt: skip
 
 if __name__ == "__main__":
