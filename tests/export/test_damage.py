@@ -92,12 +92,12 @@ def test_what_is_offered_keeps_what_fp32_writes(passes: Callable[[str], bool], p
 def test_a_worse_quantiser_of_channels_would_not_pass(
     passes: Callable[[str], bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Seven levels in place of 127."""
+    """Five levels in place of 127."""
     right = channels.quantise_channels
 
     def coarse(weight: Array) -> channels.Channels:
         stored = right(weight)
-        return channels.Channels((np.rint(stored.values / 20) * 20).astype(np.int8), stored.scales)
+        return channels.Channels((np.rint(stored.values / 30) * 30).astype(np.int8), stored.scales)
 
     monkeypatch.setattr(dynamic, "quantise_channels", coarse)
     assert not passes("int8")
