@@ -13,9 +13,7 @@ import numpy as np
 from onnxruntime.capi import _pybind_state as _ort
 
 from qwen3asr_export.graph import Array
-
-ROWS = 8_192
-"""Rows quantised at a time: bounds the memory that an embedding matrix takes."""
+from qwen3asr_export.rows import by_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +48,7 @@ def quantise(weight: Array, bits: int, block: int) -> Quantised:
         bits: 4 or 8.
         block: weights that share a scale, a power of two from 16.
     """
-    parts = [_quantise_rows(weight[start : start + ROWS], bits, block) for start in range(0, len(weight), ROWS)]
-    values, scales, zeros = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    values, scales, zeros = by_rows(lambda rows: _quantise_rows(rows, bits, block), weight)
     return Quantised(values, scales, zeros, bits)
 
 

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from qwen3asr_export.graph import Array
-
-ROWS = 8_192
-"""Channels quantised at a time: bounds the memory that an embedding matrix takes."""
+from qwen3asr_export.rows import by_rows
 
 HIGHEST = 63
 """Of a weight: processors with AVX2 alone add two products in 16 bits, and 2 x 255 x 127 is too much for those."""
@@ -35,10 +33,11 @@ class Channels:
 
 def quantise_channels(weight: Array) -> Channels:
     """Round a float32 matrix ``[out, in]`` to the nearest; a channel of zeros stays one."""
-    values, scales = np.empty(weight.shape, np.int8), np.empty(len(weight), np.float32)
-    for start in range(0, len(weight), ROWS):
-        rows = slice(start, start + ROWS)
-        scales[rows] = np.abs(weight[rows]).max(axis=1) / np.float32(HIGHEST)
-        steps = np.where(scales[rows] > 0, scales[rows], np.float32(1))
-        values[rows] = np.rint(weight[rows] / steps[:, None])
+    values, scales = by_rows(_quantise_rows, weight)
     return Channels(values.T, scales)
+
+
+def _quantise_rows(weight: Array) -> tuple[Array, Array]:
+    scales = np.abs(weight).max(axis=1) / np.float32(HIGHEST)
+    steps = np.where(scales > 0, scales, np.float32(1))
+    return np.rint(weight / steps[:, None]).astype(np.int8), scales

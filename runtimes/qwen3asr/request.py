@@ -21,7 +21,7 @@ class Request:
         context: background text and hot words.
         align: find word times.
         max_new_tokens: budget of a pass, ``None``: more than its audio can hold.
-        piece_seconds: the longest pass; ``None``: ``PIECE_SECONDS``, or what the KV cache takes.
+        piece_seconds: the longest pass; ``None``: ``transcription.PIECE_SECONDS``, or what the KV cache takes.
         split: longer audio is cut at silences; else it is refused.
         timeout: seconds after which it is given up.
         max_seconds: of audio; longer audio is refused by whoever opens it.

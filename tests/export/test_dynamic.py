@@ -17,7 +17,7 @@ from qwen3asr.decoder import Decoder
 from qwen3asr.errors import OutputNotFinite
 from qwen3asr.prompt import Prompt
 from qwen3asr.sessions.onnxruntime import OrtDecoder
-from qwen3asr_export import channels, export
+from qwen3asr_export import export
 from qwen3asr_export.channels import HIGHEST, quantise_channels
 from qwen3asr_export.dynamic import Dynamic
 from qwen3asr_export.graph import FLOAT, Graph, WeightFile
@@ -58,7 +58,7 @@ def test_no_weight_moves_by_more_than_half_its_channel_s_step(rows: int, width: 
 def test_channels_are_rounded_alike_however_many_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = np.random.default_rng(0).normal(0, 1, (20, 16)).astype(np.float32)
     whole = quantise_channels(weight)
-    monkeypatch.setattr(channels, "ROWS", 7)
+    monkeypatch.setattr("qwen3asr_export.rows.ROWS", 7)
     parts = quantise_channels(weight)
     np.testing.assert_array_equal(parts.values, whole.values)
     np.testing.assert_array_equal(parts.scales, whole.scales)

@@ -92,7 +92,7 @@ def test_no_weight_moves_by_more_than_its_block_s_step(
 def test_many_rows_are_quantised_as_few_are(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = np.random.default_rng(0).normal(0, 1, (70, 96)).astype(np.float32)
     whole = quantise(weight, 4, 32)
-    monkeypatch.setattr("qwen3asr_export.blocks.ROWS", 16)
+    monkeypatch.setattr("qwen3asr_export.rows.ROWS", 16)
     parts = quantise(weight, 4, 32)
     for name in ("values", "scales", "zero_points"):
         np.testing.assert_array_equal(getattr(whole, name), getattr(parts, name))
@@ -120,8 +120,9 @@ WIDTHS = pytest.mark.parametrize("width", [64, 80, 200])  # such as no block div
 @WIDTHS
 @pytest.mark.parametrize(
     ("matrices", "tolerance"),
-    [(Float(), 1e-6), (Blocks(8, 32), 0.02), (Blocks(8, 128), 0.02), (Blocks(4, 32), 0.2), (Dynamic(), 0.04)],
-)
+    [(Float(), 1e-6), (Blocks(8, 32), 0.02), (Blocks(8, 128), 0.02), (Blocks(4, 32), 0.2),
+     (Blocks(4, 128), 0.2), (Dynamic(), 0.04)],
+)  # fmt: skip
 def test_a_layer_multiplies_by_what_is_stored(tmp_path: Path, width: int, matrices: Matrices, tolerance: float) -> None:
     rng = np.random.default_rng(width)
     weight, x = (rng.normal(0, 1, (n, width)).astype(np.float32) for n in (50, 3))
@@ -145,7 +146,7 @@ def test_a_table_is_looked_up_in_and_multiplied_by_alike(tmp_path: Path, width: 
 
     head, rows = _run(tmp_path, build, width, x=x, ids=ids)
     wanted = tables.stands_for(weight)
-    np.testing.assert_allclose(rows, wanted[ids], rtol=1e-6)
+    np.testing.assert_allclose(rows, wanted[ids], atol=1e-6)
     np.testing.assert_allclose(head, x @ wanted.T, atol=0.02 * np.abs(x @ wanted.T).max())
 
 
