@@ -2,8 +2,9 @@
 
 python benchmarks/against_transformers.py CHECKPOINT OUT.json BUNDLE...
 
-Both start from the same log-mel, have the same weights and write the same number of tokens. The checkpoint may be a
-stand-in (`qwen3asr export --random-like`): times do not depend on what the weights say.
+Both start from the same log-mel, have the same weights and write the same number of tokens; ours through the engine, as
+users have it, which feeds what every prompt begins with to a slot once. The checkpoint may be a stand-in
+(`qwen3asr export --random-like`): times do not depend on what the weights say.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ from machine import machine
 from qwen3asr.bundle import open_bundle
 from qwen3asr.decoder import Decoder
 from qwen3asr.encoder import Encoder
-from qwen3asr.features import log_mel
-from qwen3asr.generate import generate
+from qwen3asr.engine import Engine
+from qwen3asr.features import log_mel, split_windows
+from qwen3asr.jobs import Job
 from qwen3asr.prompt import PromptBuilder
 from qwen3asr.sessions.onnxruntime import OrtDecoder, OrtEncoder
 from qwen3asr.tokenizer import open_tokenizer
@@ -43,11 +45,11 @@ def ours(folder: Path, mel: np.ndarray) -> Callable[[int], object]:
     encoder = Encoder(OrtEncoder(bundle.component("encoder")), bundle.spec.windows)
     session = OrtDecoder(bundle.component("decoder"), bundle.spec, slots=1, capacity=CAPACITY)
     decoder = Decoder(session, bundle.spec.audio_pad, bundle.spec.hidden)
-    prompts = PromptBuilder(open_tokenizer(folder, bundle.spec))
+    frame = PromptBuilder(open_tokenizer(folder, bundle.spec)).frame()
+    engine, windows = Engine(encoder, decoder, ()), split_windows(mel, bundle.spec.windows)
 
     def run(budget: int) -> object:
-        (rows,) = encoder.encode([mel])
-        return generate(decoder, prompts.transcription(rows), eos=(), budget=budget)
+        return engine.submit(Job(frame, windows, budget)).result()
 
     return run
 

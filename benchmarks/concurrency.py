@@ -2,9 +2,9 @@
 
 python benchmarks/concurrency.py --work build/bench --out benchmarks/results/concurrency.json
 
-Full-size 0.6B in int4 and int8 with random weights, 35 tokens forced a clip. For each admission policy, throughput
-against one by one and time to first token: the more units of admission work between two steps, the sooner the first
-token of a newcomer, and the longer everybody waits for their next.
+Full-size 0.6B in int4 and int8 with random weights, 35 tokens forced a clip. Throughput against one by one, and time to
+first token: of files, whose steps wait for those that can join them soon; and of live requests, for which the units of
+admission work between two steps are counted.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import argparse
 import json
 import statistics
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from qwen3asr_export import export
 from qwen3asr_export.standin import make_standin
 
 CLIPS, FORCED, CONCURRENT = 8, 35, (1, 2, 4, 8)
-POLICIES = {"1 unit a step": 1, "4 units a step": 4, "all units first": 1_000_000}
+ADMISSIONS = {"files": (False, Policy()), "live": (True, Policy()), "live, 4 units": (True, Policy(units_per_step=4))}
 
 
 def _clip(rng: np.random.Generator) -> Job:
@@ -41,15 +42,16 @@ def _clip(rng: np.random.Generator) -> Job:
     return Job(Frame(np.arange(9), np.arange(6)), windows, FORCED)
 
 
-def _run(encoder: Encoder, decoder: Decoder, jobs: list[Job], at_a_time: int, units: int) -> dict[str, float]:
+def _run(encoder: Encoder, decoder: Decoder, jobs: list[Job], at_a_time: int, admission: str) -> dict[str, float]:
     """All jobs, so many at a time; the next starts when one is done."""
-    engine = Engine(encoder, decoder, (), policy=Policy(units_per_step=units))
+    live, policy = ADMISSIONS[admission]
+    engine = Engine(encoder, decoder, (), policy=policy)
     start = time.perf_counter()
     running = []
     for job in jobs:
         if len(running) == at_a_time:
             running.pop(0).result()
-        running.append(engine.submit(job))
+        running.append(engine.submit(replace(job, live=live)))
     for future in running:
         future.result()
     wall = time.perf_counter() - start
@@ -73,13 +75,13 @@ def measure(folder: Path, rounds: int) -> dict[str, Any]:
     decoder = Decoder(session, spec.audio_pad, spec.hidden)
     rng = np.random.default_rng(0)
     jobs = [_clip(rng) for _ in range(CLIPS)]
-    settings = [(1, "1 unit a step")] + [(n, name) for n in CONCURRENT[1:] for name in POLICIES]
-    _run(encoder, decoder, jobs[:2], 2, 1)
+    settings = [(1, "files")] + [(n, name) for n in CONCURRENT[1:] for name in ADMISSIONS]
+    _run(encoder, decoder, jobs[:2], 2, "files")
     runs: dict[tuple[int, str], list[dict[str, float]]] = {setting: [] for setting in settings}
     for _ in range(rounds):
         for at_a_time, name in settings:
-            runs[at_a_time, name].append(_run(encoder, decoder, jobs, at_a_time, POLICIES[name]))
-    alone = [run["seconds"] for run in runs[1, "1 unit a step"]]
+            runs[at_a_time, name].append(_run(encoder, decoder, jobs, at_a_time, name))
+    alone = [run["seconds"] for run in runs[1, "files"]]
     table = []
     for (at_a_time, name), results in runs.items():
         ratios = [one / result["seconds"] for one, result in zip(alone, results, strict=True)]

@@ -27,7 +27,6 @@ from qwen3asr.engine import Engine
 from qwen3asr.features import Mel, Samples, log_mel, split_windows
 from qwen3asr.jobs import Job
 from qwen3asr.prompt import Frame, PromptBuilder
-from qwen3asr.scheduler import Policy
 from qwen3asr.tokenizer import open_tokenizer
 from qwen3asr_export.expectation import synthetic
 
@@ -104,10 +103,11 @@ def recogniser(
     windows = split_windows(log_mel(clip), bundle.spec.windows)
     audio = bundle.spec.windows.tokens(int(load.seconds * 100))
     prompt = HEAD + audio + TAIL
-    with closing(contender.open(name, work, slots=at_a_time, capacity=_rounded(prompt + load.tokens))) as graphs:
-        policy = Policy(units_per_step=4)
-        with closing(Engine(graphs.encoder, graphs.decoder, (), queue=2 * at_a_time, policy=policy)) as engine:
-            row = clients(engine, windows, load, at_a_time) | features(clip, load) | graphs.notes
+    with (
+        closing(contender.open(name, work, slots=at_a_time, capacity=_rounded(prompt + load.tokens))) as graphs,
+        closing(Engine(graphs.encoder, graphs.decoder, (), queue=2 * at_a_time)) as engine,
+    ):
+        row = clients(engine, windows, load, at_a_time) | features(clip, load) | graphs.notes
     size = {"rows": at_a_time, "prompt": prompt, "audio": audio, "tokens": load.tokens}
     least = floors(bundle.spec, contender.widths, limits, **size)
     row["roofline"] = least | {"throughput": at_a_time * load.seconds / least["all_s"]}

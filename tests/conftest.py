@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,3 +60,11 @@ def model(asr_bundle: Path, aligner_bundle: Path) -> qwen3asr.Recognizer:
 @pytest.fixture(autouse=True)
 def _quiet_transformers() -> None:
     logging.getLogger("transformers").setLevel(logging.ERROR)
+
+
+@pytest.fixture
+def heeds_ctrl_c() -> Iterator[None]:
+    """Shells start background processes deaf to it, and so what these start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

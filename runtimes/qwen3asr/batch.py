@@ -99,7 +99,7 @@ class Batch:
             self._scheduler.trim_lease(prefix.number, prefix.tokens())
         self.tasks[task.number] = task
         lease = None if prefix is None else prefix.number
-        self._scheduler.add(Row(task.number, len(job.windows), len(ids), job.live, lease))
+        self._scheduler.add(Row(task.number, len(job.windows), len(ids), job.live, lease, tuple(frame.head.tolist())))
         return task
 
     def end(self, task: Task, outcome: Generation | Exception | None) -> None:
@@ -108,7 +108,7 @@ class Batch:
         prefix, keep = task.job.prefix, 0
         if prefix is not None:
             keep, prefix.busy = prefix.tokens(), False
-        self._scheduler.end(task.number, keep)
+        self._scheduler.end(task.number, keep, failed=isinstance(outcome, Exception))
         if isinstance(outcome, Exception):
             self.metrics.failed(type(outcome).__name__)
         if outcome is not None:

@@ -90,7 +90,7 @@ class MetricsSnapshot:
         failed: requests that ended with an error, by its class.
         queue_depth: requests that wait for a slot now.
         active_rows: requests that are decoded now.
-        kv_used: tokens in the KV cache now.
+        kv_used: tokens in the KV cache now, of requests and streams.
         kv_capacity: tokens that it takes.
         steps: decoder steps; one writes a token to each of its rows.
         step_rows: rows of all steps together.

@@ -40,7 +40,7 @@ _COUNTERS = {
 _GAUGES = {
     "queue_depth": ("queue_depth", "Requests that wait for a slot."),
     "active_rows": ("active_rows", "Requests that are decoded."),
-    "kv_used": ("kv_cache_used_tokens", "Tokens in the KV cache."),
+    "kv_used": ("kv_cache_used_tokens", "Tokens of requests and streams in the KV cache."),
     "kv_capacity": ("kv_cache_capacity_tokens", "Tokens that the KV cache takes."),
 }
 _DISTRIBUTIONS = {

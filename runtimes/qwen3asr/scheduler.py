@@ -8,11 +8,16 @@ The policy:
 - Live requests go before others, then first come, first served. A request is admitted when it has a slot; while any
   stream has a lease, files leave one slot to streams (where there are several).
 - Of the admitted ones, units of work go in turn to the one with least left and to the oldest: a short clip need not
-  wait for a long one, which gets half of the time all the same.
-- Between two steps of the running rows, at most ``units_per_step`` units of admission work are done (a batch of
-  windows, or ``busy_chunk`` tokens of a prompt): new requests start soon, and those that run wait for no more.
+  wait for a long one, which gets its share all the same.
+- Between two steps of the running rows, ``units_per_step`` units of admission work are done (a batch of windows, or a
+  chunk of a prompt): new requests start soon, and those that run wait for no more. Unless a live request is running,
+  a step also waits for those that can join it within ``joining_units``, whatever is left of a long one: it costs the
+  same with more rows.
 - Running rows stand in slots ``0 .. n-1``, so that a step is one call without idle rows. Rows come to stand there by
   swapping slots just before a step, and only when one has left or joined.
+- A slot's keys and values outlive its requests: one whose prompt begins as the last one's did (the same instructions
+  and context, up to the audio) is fed only what differs. Among free slots, it gets the one where most is saved and
+  least is lost.
 """
 
 from __future__ import annotations
@@ -32,8 +37,10 @@ class Policy:
         chunk: tokens of one prefill call while nothing is running; bounds the attention's memory.
         busy_chunk: the same while rows are running: bounds how long they wait. A quarter more is taken where that
             ends the prompt: a few tokens by themselves would read all weights once more.
-        units_per_step: encoder batches or prefill calls between two steps of running rows. More lets new requests
-            start sooner and makes larger batches; running ones then write in bursts.
+        units_per_step: encoder batches or prefill calls between two steps of running rows, in any case. More lets new
+            requests start sooner; running ones then write in bursts.
+        joining_units: as many as that while no live request is running, for requests that can take part in the step
+            within them: larger batches, for which those that run wait a little.
 
     Raises:
         RequestInvalid: one of them is less than 1.
@@ -42,9 +49,10 @@ class Policy:
     chunk: int = 512
     busy_chunk: int = 128
     units_per_step: int = 1
+    joining_units: int = 16
 
     def __post_init__(self) -> None:
-        for name in ("chunk", "busy_chunk", "units_per_step"):
+        for name in ("chunk", "busy_chunk", "units_per_step", "joining_units"):
             if not getattr(self, name) >= 1:
                 raise RequestInvalid(f"{name}={getattr(self, name)} lets no request start; give at least 1")
 
@@ -59,6 +67,7 @@ class Row:
         prompt: tokens to prefill, a draft included.
         live: goes before those that are not.
         lease: the lease whose slot it works in, if any.
+        head: ids of the prompt up to its audio: what other requests may have in common with it.
         fed: tokens in its slot.
         slot: its row of the KV cache, once admitted.
         running: prefill is done; it takes part in steps.
@@ -69,6 +78,7 @@ class Row:
     prompt: int
     live: bool = False
     lease: int | None = None
+    head: tuple[int, ...] = ()
     fed: int = 0
     slot: int | None = None
     running: bool = False
@@ -92,6 +102,31 @@ class Lease:
     slot: int | None = None
     fed: int = 0
     used: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Slot:
+    """A row of the KV cache.
+
+    Attributes:
+        owner: who works in it, or keeps it.
+        head: ids of text whose keys and values it holds from its first token on, whoever put them there.
+        used: turn of its last request.
+    """
+
+    owner: Row | Lease | None = None
+    head: tuple[int, ...] = ()
+    used: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """What it holds that somebody may still need."""
+        return max(len(self.head), 0 if self.owner is None else self.owner.fed)
+
+    def shared(self, row: Row) -> int:
+        """Tokens that a request's prompt begins with and that are here already."""
+        pairs = enumerate(zip(self.head, row.head, strict=False))
+        return next((at for at, (one, other) in pairs if one != other), min(len(self.head), len(row.head)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +170,7 @@ class Scheduler:
     slots: int
     batch_windows: int = 1
     policy: Policy = field(default_factory=Policy)
-    _owners: list[Row | Lease | None] = field(init=False)
+    _slots: list[Slot] = field(init=False)
     _rows: dict[int, Row] = field(init=False, default_factory=dict)
     _leases: dict[int, Lease] = field(init=False, default_factory=dict)
     _waiting: list[Row] = field(init=False, default_factory=list)
@@ -145,7 +180,7 @@ class Scheduler:
     _shortest: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
-        self._owners = [None] * self.slots
+        self._slots = [Slot() for _ in range(self.slots)]
 
     # --- requests --------------------------------------------------------------------------------------------
 
@@ -157,17 +192,17 @@ class Scheduler:
     @property
     def overdue(self) -> int:
         """Requests that must wait for others to end, for which there is no slot at the next turn."""
-        return max(0, len(self._waiting) - sum(not isinstance(owner, Row) for owner in self._owners))
+        return max(0, len(self._waiting) - sum(not isinstance(slot.owner, Row) for slot in self._slots))
 
     @property
     def running(self) -> list[Row]:
         """Rows that take part in steps, in the order of their slots."""
-        return [owner for owner in self._owners if isinstance(owner, Row) and owner.running]
+        return [slot.owner for slot in self._slots if isinstance(slot.owner, Row) and slot.owner.running]
 
     @property
     def tokens(self) -> int:
-        """Tokens that the KV cache holds."""
-        return sum(owner.fed for owner in self._owners if owner is not None)
+        """Tokens that the KV cache holds for requests and leases."""
+        return sum(slot.owner.fed for slot in self._slots if slot.owner is not None)
 
     def row(self, number: int) -> Row:
         """A request that was added and has not ended."""
@@ -178,8 +213,11 @@ class Scheduler:
         self._rows[row.number] = row
         insort(self._waiting, row, key=lambda other: other.order)
 
-    def end(self, number: int, keep: int = 0) -> None:
-        """A request is over, at whatever stage; of a leased slot, at most ``keep`` tokens stay."""
+    def end(self, number: int, keep: int = 0, *, failed: bool = False) -> None:
+        """A request is over, at whatever stage; of a leased slot, at most ``keep`` tokens stay.
+
+        Of one that has ``failed``, no other request uses anything.
+        """
         row = self._rows.pop(number)
         for queue in (self._waiting, self._admitted):
             if row in queue:
@@ -187,7 +225,8 @@ class Scheduler:
         if row.slot is None:
             return
         lease = None if row.lease is None else self._leases.get(row.lease)
-        self._owners[row.slot] = lease
+        slot = self._slots[row.slot]
+        slot.owner, slot.head = lease, () if failed else slot.head
         if lease is not None:
             lease.slot, lease.fed, lease.used = row.slot, min(row.fed, keep), self._turn
 
@@ -206,7 +245,7 @@ class Scheduler:
         """Give its slot back, now or when its request ends."""
         lease = self._leases.pop(number)
         if lease.slot is not None:
-            self._owners[lease.slot] = None
+            self._slots[lease.slot].owner = None
 
     # --- turns -----------------------------------------------------------------------------------------------
 
@@ -215,14 +254,12 @@ class Scheduler:
         self._turn += 1
         self._admit()
         running = self.running
-        if running and (not self._admitted or self._units >= self.policy.units_per_step):
+        first = self._next(running)
+        if first is None:
             self._units = 0
             swaps = self._gather(running)
-            return Step(tuple(row.number for row in self.running), swaps)
-        if not self._admitted:
-            return None
+            return Step(tuple(row.number for row in self.running), swaps) if running else None
         self._units += 1
-        first = self._next()
         if first.windows:
             return self._encode(first)
         most = self.policy.chunk
@@ -236,7 +273,8 @@ class Scheduler:
 
     def prefilled(self, number: int, fed: int) -> None:
         """The slot now holds that many tokens of the prompt."""
-        self._rows[number].fed = fed
+        row = self._rows[number]
+        row.fed, self._slots[_slot(row)].head = fed, row.head[:fed]
 
     def start(self, number: int, fed: int) -> None:
         """The prompt is done, and ``fed`` tokens of it and its draft are valid: the row joins the steps."""
@@ -256,7 +294,8 @@ class Scheduler:
             slot = self._slot_for(row)
             if slot is None:
                 return
-            row.slot, self._owners[slot] = slot, row
+            row.fed = max(row.fed, self._slots[slot].shared(row))
+            row.slot, self._slots[slot] = slot, Slot(row, row.head[: row.fed], self._turn)
             self._waiting.pop(0)
             insort(self._admitted, row, key=lambda other: other.order)
 
@@ -265,14 +304,14 @@ class Scheduler:
         if lease is not None and lease.slot is not None:  # its own, with what it holds
             slot, row.fed, lease.slot = lease.slot, lease.fed, None
             return slot
-        files = sum(isinstance(owner, Row) and owner.lease is None for owner in self._owners)
+        owners = [slot.owner for slot in self._slots]
+        files = sum(isinstance(owner, Row) and owner.lease is None for owner in owners)
         if row.lease is None and self._leases and files >= max(1, self.slots - 1):
             return None
-        free = [slot for slot, owner in enumerate(self._owners) if owner is None]
-        if free:  # best where it need not move before its first step
-            behind = len(self.running)
-            return next((slot for slot in free if slot >= behind), free[0])
-        idle = [owner for owner in self._owners if isinstance(owner, Lease)]
+        free = [slot for slot, owner in enumerate(owners) if owner is None]
+        if free:
+            return max(free, key=lambda at: self._worth(at, row))
+        idle = [owner for owner in owners if isinstance(owner, Lease)]
         if not idle:
             return None
         oldest = min(idle, key=lambda owner: owner.used)
@@ -280,11 +319,33 @@ class Scheduler:
         oldest.slot = None
         return slot
 
-    def _next(self) -> Row:
-        """Whose unit it is: the shortest one's and the oldest one's, in turn."""
+    def _worth(self, at: int, row: Row) -> tuple[int, bool, int, int]:
+        """Of a free slot, to a request: tokens that it saves, less those that are lost.
+
+        Then, that the row need not move before its first step; then, how long ago it was used.
+        """
+        slot = self._slots[at]
+        return 2 * slot.shared(row) - len(slot.head), at >= len(self.running), -slot.used, -at
+
+    def _next(self, running: list[Row]) -> Row | None:
+        """Whose unit comes before the next step: the shortest one's and the oldest one's, in turn; ``None``: nobody's.
+
+        After ``units_per_step``, it is that of the one who will join the step soonest, if that is soon.
+        """
         rows = [row for row in self._admitted if row.live == self._admitted[0].live]
-        self._shortest = not self._shortest
-        return min(rows, key=lambda row: row.prompt - row.fed) if self._shortest else rows[0]
+        if not rows:
+            return None
+        if not running or self._units < self.policy.units_per_step:
+            self._shortest = not self._shortest
+            return min(rows, key=lambda row: row.prompt - row.fed) if self._shortest else rows[0]
+        soonest = min(rows, key=self._units_left)
+        late = self._units + self._units_left(soonest) > self.policy.joining_units
+        return None if late or any(row.live for row in running) else soonest
+
+    def _units_left(self, row: Row) -> int:
+        """Units of work until it can take part in the steps of those that are running, or one too many."""
+        chunk = min(self.policy.busy_chunk, self.policy.chunk)
+        return -(-row.windows // self.batch_windows) - (row.fed - row.prompt) // chunk
 
     def _encode(self, first: Row) -> Encode:
         room, windows = self.batch_windows, []
@@ -298,18 +359,18 @@ class Scheduler:
     def _gather(self, running: list[Row]) -> tuple[tuple[int, int, int], ...]:
         """Swap rows down into the holes among the first slots."""
         count = len(running)
-        holes = [slot for slot, owner in enumerate(self._owners[:count]) if owner not in running]
+        holes = [at for at, slot in enumerate(self._slots[:count]) if slot.owner not in running]
         strays = [row for row in running if _slot(row) >= count]
         return tuple(self._swap(hole, _slot(row)) for hole, row in zip(holes, strays, strict=True))
 
     def _swap(self, first: int, second: int) -> tuple[int, int, int]:
-        owners = self._owners
-        owners[first], owners[second] = owners[second], owners[first]
-        for slot in (first, second):
-            owner = owners[slot]
+        slots = self._slots
+        slots[first], slots[second] = slots[second], slots[first]
+        for at in (first, second):
+            owner = slots[at].owner
             if owner is not None:
-                owner.slot = slot
-        return first, second, max(owner.fed for owner in (owners[first], owners[second]) if owner is not None)
+                owner.slot = at
+        return first, second, max(slots[first].tokens, slots[second].tokens)
 
 
 def _slot(owner: Row | Lease) -> int:

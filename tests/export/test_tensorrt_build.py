@@ -274,15 +274,7 @@ def test_a_build_that_fails_says_why(bundle: Path, monkeypatch: pytest.MonkeyPat
 # --- nothing half-done -----------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def _heeds_ctrl_c() -> Iterator[None]:
-    """Shells start background processes deaf to it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("_heeds_ctrl_c")
+@pytest.mark.usefixtures("heeds_ctrl_c")
 def test_ctrl_c_stops_the_build_and_leaves_nothing(bundle: Path) -> None:
     pressed = threading.Event()
 

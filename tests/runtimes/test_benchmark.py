@@ -460,7 +460,7 @@ def test_without_matplotlib_the_extra_is_named_first(asr_bundle: Path, monkeypat
 
 
 @pytest.fixture
-def endless(asr_bundle: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+def endless(asr_bundle: Path, tmp_path: Path, heeds_ctrl_c: None) -> Iterator[subprocess.Popen[str]]:
     files = ("--json", tmp_path / "a.json", "--plot", tmp_path / "a.png")
     command = [sys.executable, "-m", "qwen3asr.cli", "bench", asr_bundle, *QUICK, "--clips", 1_000_000, *files]
     with subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True) as process:

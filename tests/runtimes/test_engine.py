@@ -64,24 +64,26 @@ class _Held:
 # --- the same as alone -----------------------------------------------------------------------------------------
 
 _LENGTHS = st.sampled_from([0.1, 0.3, 0.5, 1.0, 1.01, 3.0, 7.99, 8.0])
-_REQUESTS = st.lists(st.tuples(st.lists(_LENGTHS, min_size=1, max_size=3), st.integers(1, 30)), min_size=1, max_size=9)
+_HEADS = st.sampled_from([(1, 2, 3), (1, 2, 3, 6, 6), (1, 2, 8), (9,)])
+_REQUESTS = st.lists(
+    st.tuples(_HEADS, st.lists(_LENGTHS, min_size=1, max_size=3), st.integers(1, 30)), min_size=1, max_size=9
+)
+_POLICIES = st.builds(Policy, st.integers(3, 200), st.integers(1, 60), st.integers(1, 3), st.integers(1, 20))
 
 
 @settings(max_examples=150, deadline=None)
-@given(
-    _REQUESTS,
-    st.integers(1, 4),
-    st.integers(1, 5),
-    st.builds(Policy, st.integers(3, 200), st.integers(1, 60), st.integers(1, 3)),
-    st.data(),
-)
+@given(_REQUESTS, st.integers(1, 4), st.integers(1, 5), _POLICIES, st.data())
 def test_requests_that_join_leave_and_are_cancelled_at_any_moment_harm_nobody(
-    requests: list[tuple[list[float], int]], slots: int, batch: int, policy: Policy, data: st.DataObject
+    requests: list[tuple[tuple[int, ...], list[float], int]],
+    slots: int,
+    batch: int,
+    policy: Policy,
+    data: st.DataObject,
 ) -> None:
-    jobs = [
-        Job(FRAME, [window(length, number + at / 10) for at, length in enumerate(lengths)], budget)
-        for number, (lengths, budget) in enumerate(requests)
-    ]
+    jobs = []
+    for number, (head, lengths, budget) in enumerate(requests):
+        windows = [window(length, number + at / 10) for at, length in enumerate(lengths)]
+        jobs.append(Job(Frame(np.array(head), FRAME.tail), windows, budget))
     joins = {number: data.draw(st.integers(0, 40), label="joins at run") for number in range(len(jobs))}
     leaves = {
         number: data.draw(st.integers(0, 60), label="cancelled at run")
@@ -147,6 +149,33 @@ def test_rows_step_together_and_windows_of_several_requests_share_a_batch() -> N
     ]
     assert encoder.batches in ([4], [1, 3], [2, 2], [3, 1])
     assert sum(rows == 4 for rows, _ in session.runs) >= 10
+
+
+def test_a_prompt_that_begins_as_the_last_one_is_fed_from_where_it_differs() -> None:
+    session = CachedDecoder(slots=1)
+    engine = _engine(session)
+    heads = [(1, 2, 3, 8), (1, 2, 3, 8), (1, 2, 6), (1, 2, 3, 8)]
+    jobs = [Job(Frame(np.array(head), FRAME.tail), [window(1.0, at)], 3) for at, head in enumerate(heads)]
+    assert [engine.submit(job).result(WAIT) for job in jobs] == [_wanted(job) for job in jobs]
+    behind = 13 + len(FRAME.tail)
+    assert [size for _, size in session.runs if size > 1] == [4 + behind, behind, 1 + behind, 2 + behind]
+    assert engine.metrics.snapshot().prompt_tokens == 7 + 4 * behind
+
+
+def test_keys_that_went_wrong_unseen_fail_one_request_only() -> None:
+    """The answers of a prompt's first chunk are wanted by nobody: that they were NaN shows at its end."""
+    session, calls = CachedDecoder(slots=1), []
+
+    def on_run(_: range) -> None:
+        calls.append(None)
+        if len(calls) == 2:
+            session.poisoned, session.cache[0][0] = {666}, 666
+
+    session.on_run = on_run
+    engine = _engine(session, policy=Policy(chunk=2))
+    with pytest.raises(OutputNotFinite):
+        engine.submit(_job(1.0)).result(WAIT)
+    assert engine.submit(_job(2.0)).result(WAIT) == _wanted(_job(2.0))
 
 
 # --- drafts and prefixes ---------------------------------------------------------------------------------------
@@ -572,7 +601,7 @@ def test_a_prefix_starts_again_in_its_place() -> None:
         engine.restart(prefix, FRAME)
 
 
-@pytest.mark.parametrize("name", ["chunk", "busy_chunk", "units_per_step"])
+@pytest.mark.parametrize("name", ["chunk", "busy_chunk", "units_per_step", "joining_units"])
 def test_a_policy_that_starts_nothing_is_refused(name: str) -> None:
     with pytest.raises(RequestInvalid, match=f"{name}=0"):
         Policy(**{name: 0})
