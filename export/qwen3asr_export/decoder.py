@@ -53,7 +53,7 @@ def build_decoder(
     def scale(name: str) -> str:
         return g.vector(f"{name}.weight", tensors[f"{name}.weight"])
 
-    normed = dialect.norm(g, x, scale(f"{_TEXT}.layers.0.input_layernorm"), spec.norm_eps)
+    normed = g.normed(dialect.norm(g, x, scale(f"{_TEXT}.layers.0.input_layernorm"), spec.norm_eps))
     for index in range(spec.layers):
         name = f"{_TEXT}.layers.{index}"
         y = _attention(g, spec, tensors, dialect, index, normed)
@@ -61,9 +61,10 @@ def build_decoder(
             x, y = _taken(g, x, take), _taken(g, y, take)
         y = g.linear(y, f"{name}.self_attn.o_proj", tensors[f"{name}.self_attn.o_proj.weight"])
         normed, x = dialect.add_norm(g, x, y, scale(f"{name}.post_attention_layernorm"), spec.norm_eps)
-        y = _mlp(g, tensors, f"{name}.mlp", normed)
+        y = _mlp(g, tensors, f"{name}.mlp", g.normed(normed))
         if index + 1 < spec.layers:
             normed, x = dialect.add_norm(g, x, y, scale(f"{_TEXT}.layers.{index + 1}.input_layernorm"), spec.norm_eps)
+            g.normed(normed)
     x = turn(dialect.norm(g, turn(g.op("Add", x, y)), scale(f"{_TEXT}.norm"), spec.norm_eps))
     _head(g, spec, tensors, x, table)
     return g.model({"component": "decoder", "kind": spec.kind, "dialect": dialect.name})

@@ -1,7 +1,8 @@
 """Integer products whose activations are quantised as they come (dynamic quantisation).
 
 Weights have one scale an output channel, activations one scale a row, or a chunk of audio in a convolution: found when
-they are multiplied, so that no data is needed beforehand and no row hears of its neighbours.
+they are multiplied, so that no data is needed beforehand and no row hears of its neighbours. Rows behind a norm in the
+mixed basis are all alike (:data:`qwen3asr_export.mixing.REACH`) and need none of their own.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import numpy as np
 
 from qwen3asr_export.channels import quantise_channels
 from qwen3asr_export.graph import CONTRIB, FLOAT, Array, Graph
+from qwen3asr_export.mixing import REACH
 from qwen3asr_export.numerics import Convolution, Table, Tables
 
 _STEPS, _ZERO = 127, 128  # of a row in 8 bits: from its zero to its largest magnitude, and where its zero lies
@@ -89,15 +91,22 @@ def _store(g: Graph, name: str, weight: Array) -> tuple[str, str]:
 
 
 def _multiply_rows(g: Graph, x: str, name: str, values: str, scales: str) -> str:
-    """``x @ weight.T`` with a step for each row of ``x``."""
+    """``x @ weight.T`` with a step for each row of ``x``, or one for all where they are spread."""
+    if x in g.spread:
+        (rows,) = g.once("spread rows in 8 bits", x, lambda x: (_in_8_bits(g, x, REACH / _STEPS),))
+        return _multiply(g, rows, _ZERO, REACH / _STEPS, values, scales, out=f"{name}.product")
     rows, highest = g.once("rows in 8 bits", x, lambda x: _rows_in_8_bits(g, x))
     return g.op("Mul", _multiply(g, rows, _ZERO, 1 / _STEPS, values, scales), highest, out=f"{name}.product")
 
 
-def _multiply(g: Graph, x: str, zero: int, step: float, values: str, scales: str) -> str:
+def _multiply(g: Graph, x: str, zero: int, step: float, values: str, scales: str, out: str | None = None) -> str:
     """``(x - zero) * step @ weight.T`` of uint8 ``x``."""
     steps, zeros = g.const(step, np.float32), g.const(zero, np.uint8)
-    return g.op("MatMulIntegerToFloat", x, values, steps, scales, zeros, domain=CONTRIB)
+    return g.op("MatMulIntegerToFloat", x, values, steps, scales, zeros, domain=CONTRIB, out=out)
+
+
+def _in_8_bits(g: Graph, x: str, step: float) -> str:
+    return g.op("QuantizeLinear", x, g.const(step, np.float32), g.const(_ZERO, np.uint8))
 
 
 def _rows_in_8_bits(g: Graph, x: str) -> tuple[str, str]:
@@ -107,8 +116,7 @@ def _rows_in_8_bits(g: Graph, x: str) -> tuple[str, str]:
     that is NaN throughout, as norms leave it, has NaN as its largest magnitude, and so has its product.
     """
     highest = g.op("ReduceMax", g.op("Abs", x), g.const([-1]), keepdims=1)
-    step, zero = g.const(1 / _STEPS, np.float32), g.const(_ZERO, np.uint8)
-    return g.op("QuantizeLinear", g.op("Div", x, highest), step, zero), highest
+    return _in_8_bits(g, g.op("Div", x, highest), 1 / _STEPS), highest
 
 
 def _chunks_in_8_bits(g: Graph, x: str) -> tuple[str, str]:

@@ -127,4 +127,4 @@ def _linear(g: Graph, tensors: Lookup, name: str, x: str, bias: bool = True) -> 
 
 def _norm(g: Graph, tensors: Lookup, name: str, x: str) -> str:
     scale, bias = (g.vector(f"{name}.{part}", tensors[f"{name}.{part}"]) for part in ("weight", "bias"))
-    return g.op("LayerNormalization", x, scale, bias, axis=-1, epsilon=1e-5, out=f"{name}.out")
+    return g.normed(g.op("LayerNormalization", x, scale, bias, axis=-1, epsilon=1e-5, out=f"{name}.out"))

@@ -70,9 +70,13 @@ class Graph:
         weights: where its weights go.
         numerics: what it computes in.
         opset: version of the standard operators.
+
+    Attributes:
+        spread: tensors whose rows are of mean square one and have no loud entry; see :meth:`normed`.
     """
 
     def __init__(self, name: str, weights: WeightFile, numerics: Numerics, opset: int) -> None:
+        self.spread: set[str] = set()
         self._name, self._weights, self._opset = name, weights, opset
         self.numerics, self.activation = numerics, numerics.activation
         self._nodes: list[onnx.NodeProto] = []
@@ -146,6 +150,12 @@ class Graph:
         if (what, x) not in self._made:
             self._made[what, x] = make(x)
         return self._made[what, x]
+
+    def normed(self, x: str) -> str:
+        """``x``, which comes from a norm of the residual stream without gain or bias, if that is mixed."""
+        if self.numerics.mixed:
+            self.spread.add(x)
+        return x
 
     def linear(self, x: str, name: str, weight: Array, bias: Array | None = None) -> str:
         """``x @ weight.T + bias`` with a float32 weight as PyTorch keeps it, ``[out, in]``."""

@@ -16,6 +16,10 @@ import numpy as np
 from qwen3asr_export.files import Lookup
 from qwen3asr_export.graph import Array
 
+REACH = 5.0
+"""Largest entry of a row behind a norm, in the mixed basis: each is a sum over all channels, and as good as normally
+distributed whatever they are. One in two million is larger, and is cut off."""
+
 _WRITERS = (".conv_out", ".out_proj", ".fc2", ".o_proj", ".down_proj")
 _TABLES = (".embed_tokens", "lm_head", "score")
 
@@ -32,8 +36,9 @@ def mixing(width: int) -> Array:
     cosines[0] = np.sqrt(1 / width)
     signs = np.random.default_rng(0).choice([-1.0, 1.0], width)
     signs[0] = 1.0
-    basis: Array = (cosines.T * signs @ cosines).astype(np.float32)
-    return basis
+    basis = cosines.T * signs @ cosines
+    symmetric: Array = ((basis + basis.T) / 2).astype(np.float32)  # to the last bit
+    return symmetric
 
 
 class Mixed:

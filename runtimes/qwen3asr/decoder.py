@@ -95,8 +95,11 @@ class Decoder:
             ``[1, T]`` answers.
 
         Raises:
-            OutputNotFinite: the model computed NaN or infinity.
+            OutputNotFinite: the model computed NaN or infinity, or the audio rows hold it: integer products would make
+                numbers of it.
         """
+        if not np.isfinite(audio).all():
+            raise _broken("the encoder computed NaN or infinity")
         picked = self._session.run(ids[None], audio, take[None], range(slot, slot + 1), np.array([past], np.int64))
         if not np.isfinite(picked.logprobs).all():
             raise not_finite(slot, past + len(ids))
@@ -139,7 +142,8 @@ class Decoder:
 
 def not_finite(slot: int, position: int) -> OutputNotFinite:
     """The error of a row whose answers are NaN or infinite."""
-    return OutputNotFinite(
-        f"the decoder computed NaN or infinity in slot {slot} by position {position}; "
-        "check the bundle with `qwen3asr verify`, or export it at a wider precision"
-    )
+    return _broken(f"the decoder computed NaN or infinity in slot {slot} by position {position}")
+
+
+def _broken(what: str) -> OutputNotFinite:
+    return OutputNotFinite(f"{what}; check the bundle with `qwen3asr verify`, or export it at a wider precision")

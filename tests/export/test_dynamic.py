@@ -21,6 +21,7 @@ from qwen3asr_export import export
 from qwen3asr_export.channels import HIGHEST, quantise_channels
 from qwen3asr_export.dynamic import Dynamic
 from qwen3asr_export.graph import FLOAT, Graph, WeightFile
+from qwen3asr_export.mixing import REACH
 from qwen3asr_export.numerics import Convolution, Float, Numerics, Tables
 
 DYNAMIC = Dynamic()
@@ -28,9 +29,11 @@ DYNAMIC = Dynamic()
 Run = Callable[[np.ndarray], np.ndarray]
 
 
-def _session(folder: Path, matrices: Tables, shape: list[int | str], build: Callable[[Graph, str], str]) -> Run:
+def _session(
+    folder: Path, matrices: Tables, shape: list[int | str], build: Callable[[Graph, str], str], *, mixed: bool = False
+) -> Run:
     with WeightFile(folder / "w.data") as file:
-        g = Graph("g", file, Numerics(matrices), 23)
+        g = Graph("g", file, Numerics(matrices, mixed=mixed), 23)
         g.op("Identity", build(g, g.input("x", FLOAT, shape)), out="y")
         g.output("y", FLOAT, [f"y{axis}" for axis in range(len(shape))])
         content = g.model({}).SerializeToString()
@@ -86,6 +89,41 @@ def test_a_row_does_not_hear_of_its_neighbours(tmp_path: Path) -> None:
         np.testing.assert_array_equal(run(row[None])[0], together[index])
 
 
+def _spread_layer(folder: Path, weight: np.ndarray) -> Run:
+    def build(g: Graph, x: str) -> str:
+        return g.linear(g.normed(g.op("Identity", x)), "layer", weight)
+
+    return _session(folder, DYNAMIC, ["n", weight.shape[1]], build, mixed=True)
+
+
+def test_rows_behind_a_norm_have_one_step_for_all(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    weight, x = rng.normal(0, 1, (48, 256)).astype(np.float32), rng.normal(0, 1, (6, 256)).clip(-REACH, REACH)
+    x[5] *= 1e-3  # a norm leaves so little of a row that its epsilon drowns
+    rounded = np.rint(x / (REACH / 127)) * (REACH / 127)
+    wanted = rounded @ quantise_channels(weight).dequantise().T
+    found = _spread_layer(tmp_path, weight)(x)
+    np.testing.assert_allclose(found, wanted, atol=0.003 * np.abs(wanted).max())  # a tie may round the other way
+    assert np.abs(found[:5] - x[:5] @ weight.T).max() <= 0.05 * np.abs(found).max()
+
+
+def test_what_lies_beyond_their_reach_is_cut_off(tmp_path: Path) -> None:
+    run = _spread_layer(tmp_path, np.eye(32, dtype=np.float32))
+    found = run(np.array([[REACH + 3, -REACH - 3, REACH, -REACH, *[0.0] * 28]]))
+    step = REACH / 127
+    np.testing.assert_allclose(found[0, :5], [REACH, -REACH - step, REACH, -REACH, 0], atol=1e-5)
+
+
+def test_rows_of_a_stream_that_is_not_mixed_have_steps_of_their_own(tmp_path: Path) -> None:
+    def build(g: Graph, x: str) -> str:
+        return g.linear(g.normed(g.op("Identity", x)), "layer", np.eye(32, dtype=np.float32))
+
+    run = _session(tmp_path, DYNAMIC, ["n", 32], build)
+    x = np.zeros((1, 32))
+    x[0, :2] = 100, -50
+    np.testing.assert_allclose(run(x), x, atol=0.5)
+
+
 @pytest.mark.parametrize("sign", [1, -1])
 def test_the_largest_sums_do_not_saturate(tmp_path: Path, sign: int) -> None:
     """Processors with AVX2 alone add pairs of 8-bit products in 16 bits: full-range weights would be clipped there."""
@@ -96,7 +134,7 @@ def test_the_largest_sums_do_not_saturate(tmp_path: Path, sign: int) -> None:
 @pytest.mark.parametrize("precision", ["int8", "int4"])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_what_is_not_a_number_is_still_found_out(tmp_path: Path, precision: str, value: float) -> None:
-    """Rounded to an integer it looks like a number, but the residual stream keeps it up to the head."""
+    """Rounded to an integer it looks like a number: what the encoder gave is checked before."""
     bundle = export(TINY / "asr", tmp_path / "asr", precision=precision, check=False)
     spec = bundle.spec
     decoder = Decoder(OrtDecoder(bundle.component("decoder"), spec, slots=1, capacity=64), spec.audio_pad, spec.hidden)

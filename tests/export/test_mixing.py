@@ -15,7 +15,7 @@ from qwen3asr_export import export
 from qwen3asr_export.channels import quantise_channels
 from qwen3asr_export.checkpoint import Checkpoint
 from qwen3asr_export.expectation import synthetic
-from qwen3asr_export.mixing import Mixed, mixing
+from qwen3asr_export.mixing import REACH, Mixed, mixing
 from qwen3asr_export.numerics import Float, Numerics
 from qwen3asr_export.precision import PRECISIONS, Precision
 from qwen3asr_export.reference import Reference
@@ -36,6 +36,22 @@ def test_a_basis_is_its_own_inverse_and_keeps_means(width: int) -> None:
 @pytest.mark.parametrize("width", [128, 896, 1024, 2048])
 def test_no_channel_stays_loud_in_the_basis(width: int) -> None:
     assert np.abs(mixing(width)).max() < 6 / np.sqrt(width)
+
+
+@pytest.mark.parametrize("kind", ["even", "one channel in forty 30 times louder", "one channel half of the power"])
+@pytest.mark.parametrize("width", [128, 896, 1024, 2048])
+def test_normed_rows_lie_within_reach_in_the_basis(width: int, kind: str) -> None:
+    """Integers have one scale for them all: what is cut off must be next to nothing, whatever the channels are."""
+    rng = np.random.default_rng(0)
+    rows = rng.normal(0, 1, (2000, width))
+    if kind.startswith("one channel in"):
+        rows[:, rng.permutation(width)[: width // 40]] *= 30
+    elif kind.startswith("one channel half"):
+        rows[np.arange(2000), np.arange(2000) % width] = np.sqrt(width)
+    rows /= np.sqrt((rows**2).mean(axis=1, keepdims=True))
+    beyond = np.maximum(np.abs(rows @ mixing(width)) - REACH, 0)
+    assert (beyond > 0).mean() < 1e-5
+    assert beyond.max() < 0.5
 
 
 @pytest.mark.parametrize("dialect", ["ort", "standard"])
