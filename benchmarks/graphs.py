@@ -16,12 +16,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
-from machine import machine, milliseconds, resident_mebibytes
+from machine import in_turn, machine, milliseconds, resident_mebibytes
 
-from qwen3asr.benchmark.roofline import ModelWork, measure_roof
+from qwen3asr.benchmark.roofline import ModelWork, Reading
 from qwen3asr.bundle import Bundle, open_bundle
 from qwen3asr.precisions import PRECISIONS, for_device
 from qwen3asr.sessions.onnxruntime import OrtDecoder, OrtEncoder
@@ -70,19 +71,32 @@ def measure(folder: Path) -> dict[str, Any]:
     row["encoder_ms"] = {f"{s} s": milliseconds(lambda s=s: graphs.encode(s), 5) for s in (1, 8, 30)}  # type: ignore[misc]
     row["prefill_ms"] = {f"{PROMPT} tokens": milliseconds(lambda: graphs.feed(PROMPT, 0), 7)}
     if bundle.manifest.kind == "asr":
-        for past in range(0, FAR, 475):
-            graphs.feed(475, past)
-        bandwidth, work = measure_roof().read_bytes, ModelWork(bundle)
-        row["read_gb_per_s"] = round(bandwidth / 1e9, 1)
-        row["step_ms"] = {f"{past} past": milliseconds(lambda p=past: graphs.feed(1, p), 40) for past in (NEAR, FAR)}  # type: ignore[misc]
-        floors = {past: work.feed(1, past).bytes / bandwidth * 1000 for past in (NEAR, FAR)}
-        row["step_floor_ms"] = {f"{past} past": round(floor, 2) for past, floor in floors.items()}
-        row["step_over_floor"] = {
-            f"{past} past": round(row["step_ms"][f"{past} past"] / floor, 2) for past, floor in floors.items()
-        }
-        row["far_over_near"] = round(row["step_ms"][f"{FAR} past"] / row["step_ms"][f"{NEAR} past"], 2)
+        row |= _steps(graphs, ModelWork(bundle))
         row["clip_ms"] = milliseconds(graphs.clip, 3)
     return row
+
+
+def _steps(graphs: Graphs, work: ModelWork) -> dict[str, Any]:
+    """Steps behind little and much, in turn with the memory that they are held against: others use it, too."""
+    for past in range(0, FAR, 475):
+        graphs.feed(475, past)
+    with Reading() as reading:
+        read, near, far = in_turn([reading, lambda: graphs.feed(1, NEAR), lambda: graphs.feed(1, FAR)], 60)
+        steps = {NEAR: near, FAR: far}
+        floors = {p: [work.feed(1, p).bytes / reading.bytes * one for one in read] for p in steps}
+        bandwidth = reading.bytes / median(read) / 1e6
+    return {
+        "read_gb_per_s": round(bandwidth, 1),
+        "step_ms": {f"{past} past": round(median(times), 2) for past, times in steps.items()},
+        "step_floor_ms": {f"{past} past": round(median(times), 2) for past, times in floors.items()},
+        "step_over_floor": {f"{past} past": _ratio(steps[past], floors[past]) for past in steps},
+        "far_over_near": _ratio(far, near),
+    }
+
+
+def _ratio(these: list[float], those: list[float]) -> float:
+    """Median of a ratio between two calls of one round."""
+    return round(median(one / other for one, other in zip(these, those, strict=True)), 2)
 
 
 def export_one(checkpoint: Path, folder: Path, precision: str) -> dict[str, Any]:

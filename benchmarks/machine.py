@@ -6,7 +6,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 _WIDEST = {"amx_int8": "AMX", "avx512_bf16": "AVX-512 and bf16", "avx512f": "AVX-512", "avx2": "AVX2"}
@@ -24,13 +24,19 @@ def machine() -> str:
 
 def milliseconds(call: Callable[[], object], rounds: int) -> float:
     """Median of several calls, after one that is not counted."""
-    call()
-    times = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return round(statistics.median(times) * 1000, 2)
+    return round(statistics.median(in_turn([call], rounds)[0]), 2)
+
+
+def in_turn(calls: Sequence[Callable[[], object]], rounds: int) -> list[list[float]]:
+    """Milliseconds of each call in each round, after a round that is not counted."""
+    times: list[list[float]] = [[] for _ in calls]
+    for counted in [False] + [True] * rounds:
+        for call, of_call in zip(calls, times, strict=True):
+            start = time.perf_counter()
+            call()
+            if counted:
+                of_call.append((time.perf_counter() - start) * 1000)
+    return times
 
 
 def resident_mebibytes() -> dict[str, int]:

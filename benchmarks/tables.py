@@ -66,14 +66,9 @@ def graphs(name: str = "graphs") -> str:
     return table(head, rows)
 
 
-def graphs_intel() -> str:
-    """Those of a second machine, and of all models, before int8 multiplied integers."""
-    return graphs("graphs_intel")
-
-
-def graphs_epyc() -> str:
-    """Those of a third machine, likewise."""
-    return graphs("graphs_epyc")
+def graphs_avx2() -> str:
+    """Those of a machine without AVX-512."""
+    return graphs("graphs_avx2")
 
 
 def agreement() -> str:
@@ -110,35 +105,35 @@ def _score(row: dict[str, float]) -> list[str]:
     return [f"{row['exact']:.1%}", f"{row['boundary_mean_ms']:g}", f"{row['boundary_within_80_ms']:.1%}"]
 
 
-def kernels(name: str = "kernels") -> str:
-    """One operator at a time."""
-    measured = load(name)
+def kernels() -> str:
+    """One operator at a time, on three machines."""
+    machines = {"AVX2": load("kernels_avx2"), "AVX-512": load("kernels"), "AMX": load("kernels_intel")}
+    read = [f"{measured['read_gb_per_s']:.0f}" for measured in machines.values()]
     rows = [
-        [name, f"{measured['prompt'][name]['gflop_per_s']}", f"{measured['step'][name]['gb_per_s']:g}"]
-        for name in measured["prompt"]
+        [weights, *(f"{of['prompt'][weights]['gflop_per_s']}" for of in machines.values()),
+         *(f"{of['step'][weights]['gb_per_s']:.0f}" for of in machines.values())]
+        for weights in machines["AVX2"]["prompt"]
+    ]  # fmt: skip
+    rows.append(["read bandwidth", *["-"] * len(machines), *read])
+    head = ["weights", *(f"143 rows, GFLOP/s: {name}" for name in machines)]
+    products = table([*head, *(f"one row, GB/s of weights: {name}" for name in machines)], rows)
+    places = list(machines["AVX2"]["attention_ms"]["32-bit cache"])
+    rows = [
+        [f"{cache}, {name}", *(f"{of['attention_ms'][cache][place]:.2f}" for place in places)]
+        for cache in ("32-bit cache", "8-bit cache")
+        for name, of in machines.items()
     ]
-    products = table(["weights", "143 rows, GFLOP/s", "one row, GB/s of weights"], rows)
-    places = list(measured["attention_ms"]["32-bit cache"])
-    rows = [[name, *(f"{of[place]:.2f}" for place in places)] for name, of in measured["attention_ms"].items()]
     return products + "\n\n" + table(["attention, ms", *(f"{place} past tokens" for place in places)], rows)
 
 
-def kernels_avx2() -> str:
-    """Those of a machine without AVX-512."""
-    return kernels("kernels_avx2")
-
-
 def against() -> str:
-    """Whole clips against transformers, on three machines; on two of them before int8 multiplied integers."""
+    """Whole clips against transformers, on two machines."""
     rows = []
-    names = ("against_transformers_avx2", "against_transformers_epyc", "against_transformers")
-    for file, measured in zip(names, map(load, names), strict=True):
-        before = "" if file == names[0] else " (before)"
+    for measured in map(load, ("against_transformers", "against_transformers_avx2")):
         for name, seconds in measured["seconds"].items():
             first = measured["first_token_seconds"][name]
             step = (seconds - first) / (measured["tokens"] - 1)
-            label = name + before if name in ("int8", "int4") else name
-            cells = [measured["machine"], label, f"{first:.2f}", f"{seconds:.2f}", f"{step * 1000:.0f}"]
+            cells = [measured["machine"], name, f"{first:.2f}", f"{seconds:.2f}", f"{step * 1000:.0f}"]
             for peer in ("transformers fp32", "transformers bf16"):
                 ratio = measured["ratios"].get(f"{peer} / {name}")
                 cells.append(f"{ratio['median']} ({ratio['min']}-{ratio['max']})" if ratio else "-")
@@ -249,8 +244,8 @@ def under_load() -> str:
 
 
 TABLES = (
-    graphs, graphs_intel, graphs_epyc, kernels, kernels_avx2, agreement, tiny, against, peers, concurrency, streaming,
-    three_hours, many_streams, pipecat_latency, under_load,
+    graphs, graphs_avx2, kernels, agreement, tiny, against, peers, concurrency, streaming, three_hours, many_streams,
+    pipecat_latency, under_load,
 )  # fmt: skip
 
 if __name__ == "__main__":

@@ -150,7 +150,11 @@ class BundleNotFound(Qwen3AsrError, FileNotFoundError):
     """There is no folder at the path."""
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(f"there is no bundle at {folder}; make one with: qwen3asr export CHECKPOINT {folder}")
+        cure = f"make one with: qwen3asr export CHECKPOINT {folder}"
+        if folder.parent == Path("Qwen"):  # a checkpoint's name on the hub
+            target = Path("out") / folder.name
+            cure = f"make one with: qwen3asr export {folder.as_posix()} {target}, and load {target}"
+        super().__init__(f"there is no bundle at {folder}; {cure}")
 
 
 class BundleFileMissing(Qwen3AsrError, FileNotFoundError):

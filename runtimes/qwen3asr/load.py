@@ -68,9 +68,9 @@ def load(
         cuda_graphs: capture the steps of decoding as CUDA graphs, with ``provider="cuda"`` or TensorRT.
         threads: threads of one operator; 0: one a physical core.
         slots: requests that are decoded at a time, each with KV-cache memory of its own; by default up to 8, as many
-            as fit in half of the memory that is free, on a GPU up to 32 and four fifths; with TensorRT up to what the
-            engines were built for. A CPU's memory is taken as
-            it is first used, a GPU's at once; :attr:`Recognizer.kv_cache` tells how much it may become.
+            as fit in half of the memory that is free, and 1 where the system does not tell (other than Linux); on a
+            GPU up to 32 and four fifths; with TensorRT up to what the engines were built for. A CPU's memory is taken
+            as it is first used, a GPU's at once; :attr:`Recognizer.kv_cache` tells how much it may become.
         capacity: KV-cache tokens of a slot, which bound a pass (13 a second of audio, and the text); by default 4096,
             with TensorRT what the engines were built for.
         queue: requests that may wait for a slot; one more is refused with ``EngineBusy``.
@@ -88,7 +88,7 @@ def load(
         be used; the message says why.
         NodesMisplaced: the GPU would leave part of a graph to the CPU.
         BackendFailed: the device's memory is too small, or CUDA fails.
-        ExtraMissing: ONNX Runtime, or a package for GPUs, is not installed.
+        ExtraMissing, PackageTooOld: ONNX Runtime, or a package for GPUs, is not installed, or too old.
         KvMemoryShort, GpuMemoryShort: so many slots of that capacity do not fit the memory that is free, or not even
         weights and activations.
         RequestInvalid: a setting makes no sense, or the bundle's weights cannot be shared.
@@ -133,7 +133,7 @@ def load_aligner(
 ) -> Aligner:
     """Load a forced aligner by itself, to align text that is known already.
 
-    Arguments and errors are those of :func:`load`.
+    Arguments and errors are those of :func:`load`; ``engines`` here is a folder of the aligner's engines.
     """
     wishes = _wishes(
         device, engine, provider, provider_cache, cuda_graphs, threads, share_weights, engines, build_engines,

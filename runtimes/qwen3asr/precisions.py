@@ -14,6 +14,7 @@ class Precision:
         summary: what is stored and computed, in a few words.
         devices: kinds of device that run it, the best first.
         cache_bytes: of one value in the KV cache.
+        integer: nearly all products are of 8-bit integers; 4-bit weights are widened to them.
         cuda_dialects: dialects of the decoder in which ONNX Runtime's CUDA provider runs it, the best first;
             GroupQueryAttention of the ``ort`` dialect has no 32-bit kernel there.
     """
@@ -22,6 +23,7 @@ class Precision:
     devices: tuple[str, ...]
     cache_bytes: int
     cuda_dialects: tuple[str, ...] = ()
+    integer: bool = False
 
 
 PRECISIONS: Mapping[str, Precision] = {
@@ -35,8 +37,10 @@ PRECISIONS: Mapping[str, Precision] = {
     "bf16": Precision(
         "bfloat16 products and KV cache in the decoder, 16-bit encoder", ("cuda",), 2, ("ort", "standard")
     ),
-    "int8": Precision("8-bit products of weights and activations, the rest in 32 bits", ("cpu",), 4),
-    "int4": Precision("4-bit decoder weights in blocks, encoder as in int8, 8-bit embedding and head", ("cpu",), 4),
+    "int8": Precision("8-bit products of weights and activations, the rest in 32 bits", ("cpu",), 4, integer=True),
+    "int4": Precision(
+        "4-bit decoder weights in blocks, encoder as in int8, 8-bit embedding and head", ("cpu",), 4, integer=True
+    ),
 }
 
 AUTO: Mapping[str, str] = {"cpu": "int8", "cuda": "bf16"}

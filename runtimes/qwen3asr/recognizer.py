@@ -308,6 +308,11 @@ class Recognizer:
 
         Raises:
             AlignerMissing: the model was loaded without one.
+            LanguageUnknown: not one of the aligner's eleven.
+            ExtraMissing: splitting Japanese or Korean needs a package.
+            AudioError: the audio cannot be read, or is longer than ``max_seconds``.
+            RequestInvalid: a number is out of range, or the text is too long for the audio.
+            EngineBusy, EngineClosed, BackendFailed: as for :meth:`transcribe`.
         """
         if self._aligner is None:
             raise AlignerMissing

@@ -101,7 +101,11 @@ class Stream(_Face):
         return self._drive(self._audio.convert(self._audio.check(chunk)))
 
     def finish(self) -> list[Event]:
-        """No more audio comes: the last events; none if the stream has ended already."""
+        """No more audio comes: the last events; none if the stream has ended already.
+
+        Raises:
+            Qwen3AsrError: as the model raises it; the stream has ended.
+        """
         if self._ended:
             return []
         events = self._drive(self._audio.convert(np.zeros(0, np.float32), last=True), last=True)

@@ -19,7 +19,7 @@ from qwen3asr.server import ServerSettings, create_app
 from qwen3asr.server.lifecycle import Lifecycle
 from qwen3asr.server.running import _Server
 
-MODEL = "qwen3-asr"
+MODEL = "asr"
 PATH = "/v1/audio/transcriptions"
 
 

@@ -14,7 +14,7 @@ import httpx2 as httpx
 import pytest
 import soundfile
 from tests.abuse.gates import Gate, decoder_of
-from tests.abuse.serving import PATH, Background, problem, stoppable, transcribe, wait_for
+from tests.abuse.serving import MODEL, PATH, Background, problem, stoppable, transcribe, wait_for
 from tests.conftest import Recording
 
 import qwen3asr
@@ -100,7 +100,7 @@ def test_a_client_that_leaves_before_a_streams_first_text_is_no_error(
     """Its events used to be closed while they were still being made, which the log called a failed request."""
     gate, spoken = Gate(decoder_of(private), first=2), recordings["german"]
     with stoppable(private) as server:
-        files, data = {"file": spoken.path.read_bytes()}, {"model": "qwen3-asr", "stream": "true"}
+        files, data = {"file": spoken.path.read_bytes()}, {"model": MODEL, "stream": "true"}
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(server.url + PATH, files=files, data=data, timeout=0.5)
         wait_for(lambda: server.lifecycle.running == 0)
@@ -148,7 +148,7 @@ def test_a_client_that_is_killed_leaves_nothing_behind(private: Recognizer, reco
     gate, spoken = Gate(decoder_of(private), first=2), recordings["german"]
     code = (
         "import sys, httpx2\n"
-        "httpx2.post(sys.argv[1], files={'file': open(sys.argv[2], 'rb')}, data={'model': 'qwen3-asr'})"
+        f"httpx2.post(sys.argv[1], files={{'file': open(sys.argv[2], 'rb')}}, data={{'model': {MODEL!r}}})"
     )
     with stoppable(private) as server:
         client = subprocess.Popen([sys.executable, "-c", code, server.url + PATH, str(spoken.path)])

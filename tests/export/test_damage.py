@@ -24,7 +24,7 @@ from qwen3asr_export.graph import Array
 from speech import SpokenWord, Utterance
 
 COUNT = 48
-LATER_MS = {"int8": 2.0, "int4": 6.0}
+LATER_MS = {"int8": 1.5, "int4": 6.0}
 """By how much boundaries may be further off than in fp32."""
 
 

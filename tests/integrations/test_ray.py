@@ -422,7 +422,7 @@ def address(nodes: Nodes, asr_bundle: Path, aligner_bundle: Path) -> Iterator[st
 
 def _post(address: str, audio: bytes, **fields: str) -> httpx.Response:
     files = {"file": ("clip.flac", audio)}
-    data = {"model": "qwen3-asr"} | fields
+    data = {"model": "asr"} | fields
     return httpx.post(f"{address}/v1/audio/transcriptions", files=files, data=data, timeout=PATIENCE)
 
 
@@ -460,7 +460,7 @@ def test_two_replicas_serve_lose_one_and_finish_what_they_began(
     soundfile.write(long, np.tile(samples, 20), rate, format="FLAC")
     audio = long.getvalue()
     events = []
-    fields = {"model": "qwen3-asr", "stream": "true"}
+    fields = {"model": "asr", "stream": "true"}
     request = httpx.stream(
         "POST", f"{address}/v1/audio/transcriptions", files={"file": audio}, data=fields, timeout=PATIENCE
     )

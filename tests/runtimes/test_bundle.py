@@ -50,8 +50,13 @@ def test_a_whole_bundle_opens(asr_bundle: Path) -> None:
 
 
 def test_no_folder(tmp_path: Path) -> None:
-    with pytest.raises(BundleNotFound, match="qwen3asr export"):
+    with pytest.raises(BundleNotFound, match="qwen3asr export CHECKPOINT"):
         qwen3asr.load(tmp_path / "nothing")
+
+
+def test_a_name_on_the_hub_is_no_folder() -> None:
+    with pytest.raises(BundleNotFound, match=r"export Qwen/Qwen3-ASR-0.6B out/Qwen3-ASR-0.6B, and load out/"):
+        open_bundle(Path("Qwen/Qwen3-ASR-0.6B"))
 
 
 @pytest.mark.parametrize(("name", "words"), [("config.json", "looks like a checkpoint"), ("a.txt", "another kind")])

@@ -149,7 +149,7 @@ def test_no_samples_give_no_probabilities_and_half_frames_are_refused(graph: Pat
 
 def test_a_path_without_a_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DetectorMissing, match=r"no\.onnx; check the path") as caught:
-        SileroDetector(tmp_path / "no.onnx")
+        SileroDetector(str(tmp_path / "no.onnx"))
     assert isinstance(caught.value, Qwen3AsrError)
     assert isinstance(caught.value, FileNotFoundError)
 

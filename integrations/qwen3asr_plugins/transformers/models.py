@@ -28,6 +28,12 @@ class LoadOptions(TypedDict, total=False):
 
     aligner: Place | None
     device: str
+    engine: str | None
+    provider: str | None
+    provider_cache: Place | None
+    engines: Place | None
+    build_engines: bool
+    cuda_graphs: bool
     threads: int
     slots: int | None
     capacity: int | None
@@ -70,7 +76,8 @@ class ExportedModel:
         """
         if torch.device(device).type != self.device.type:
             raise DeviceUnavailable(
-                f"an exported model runs where it was loaded, and cannot move to {device}; leave device= out"
+                f"an exported model runs where it was loaded, and cannot move to {device}; leave device= out, and load "
+                "it there: model_kwargs={'device': 'cuda'}"
             )
         return self
 

@@ -95,8 +95,9 @@ def measure_levels(
 
 
 def summarise(
-    taken: dict[int, _Taken], settings: Settings, work: ModelWork, prompt: int, roof: Roof | None, size: str | None
-) -> tuple[Level, ...]:
+    taken: dict[int, _Taken], settings: Settings, work: ModelWork, prompt: int, head: int, roof: Roof | None,
+    size: str | None,
+) -> tuple[Level, ...]:  # fmt: skip
     """The levels' figures.
 
     Args:
@@ -104,13 +105,15 @@ def summarise(
         settings: that they were run with.
         work: what the model must read and compute.
         prompt: tokens of a clip's prompt.
+        head: those of them before the audio, which a slot may still hold from the clip before.
         roof: of this machine, if it was measured.
         size: of the released models, if it is one.
     """
-    return tuple(
-        _level(count, level, settings, None if roof is None else _bounds(count, settings, work, prompt, roof), size)
-        for count, level in taken.items()
-    )
+
+    def bounds(count: int) -> Bounds | None:
+        return None if roof is None else _bounds(count, settings, work, prompt, head, roof)
+
+    return tuple(_level(count, level, settings, bounds(count), size) for count, level in taken.items())
 
 
 def _level(count: int, taken: _Taken, settings: Settings, bounds: Bounds | None, size: str | None) -> Level:
@@ -131,8 +134,8 @@ def _level(count: int, taken: _Taken, settings: Settings, bounds: Bounds | None,
     )
 
 
-def _bounds(count: int, settings: Settings, work: ModelWork, prompt: int, roof: Roof) -> Bounds:
-    encode, prefill = work.encode(round(settings.seconds * 100)), work.feed(prompt)
+def _bounds(count: int, settings: Settings, work: ModelWork, prompt: int, head: int, roof: Roof) -> Bounds:
+    encode, prefill = work.encode(round(settings.seconds * 100)), work.feed(prompt - head, head)
     first = roof.seconds(encode) + roof.seconds(prefill)
     steps = [roof.seconds(work.feed(1, prompt + index, rows=count)) for index in range(settings.tokens - 1)]
     return Bounds(first, _mean(steps), count * settings.seconds / (count * first + sum(steps)))

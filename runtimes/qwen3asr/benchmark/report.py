@@ -23,8 +23,7 @@ NOTES = (
     "Figures are medians, and in brackets the least and the most of all rounds. Of first tokens and of gaps between "
     "tokens: mean / median / 95 % lie below.",
     "The floor is what this machine could do at best: weights and cache over its read bandwidth, or products over its "
-    "float32 rate (integer kernels may pass it), whichever takes longer. A first token's floor is that of a clip by "
-    "itself.",
+    "rate of large ones, whichever takes longer. A first token's floor is that of a clip by itself.",
     "Real-time factor: from a clip's samples to its last token, over its duration; throughput: audio seconds a second.",
 )
 
@@ -140,7 +139,8 @@ def _floor(part: Part, roof: Roof | None) -> float | None:
 
 
 def _roof(roof: Roof) -> str:
-    return f"reads {roof.read_bytes / 1e9:.1f} GB/s, multiplies {roof.flops / 1e9:.0f} GFLOP/s in float32"
+    kind = "8-bit integers" if roof.integer else "float32"
+    return f"reads {roof.read_bytes / 1e9:.1f} GB/s, multiplies {roof.flops / 1e9:.0f} GFLOP/s in {kind}"
 
 
 def _figure(value: float) -> str:

@@ -1,7 +1,8 @@
 """How fast it could be: what must be read and computed, over what this machine reads and computes in a second.
 
 Counted are the weights (each once a run), the keys and values that a step looks at, and the products of matrices and
-convolutions. Everything else (norms, softmax, activations between layers, the argmax) is left out, so a floor is one.
+convolutions. Everything else (norms, softmax, activations between layers, the argmax) is left out, and the few products
+in 32 bits of an integer precision count as if they were of integers, so a floor is one.
 """
 
 from __future__ import annotations
@@ -10,20 +11,22 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 
 from qwen3asr.benchmark.machine import cores
+from qwen3asr.benchmark.product import product
 from qwen3asr.bundle import Bundle
 from qwen3asr.precisions import PRECISIONS
 from qwen3asr.spec import ModelSpec
 
-_READ_BYTES, _WIDTH, _TRIES = 256 << 20, 1536, 5
+_READ_BYTES, _WIDTH, _TRIES = 256 << 20, 2048, 5
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What some work must at least read (bytes) and compute (floating-point operations, two a multiply-add)."""
+    """What some work must at least read (bytes) and compute (operations, two a multiply-add)."""
 
     bytes: float
     flops: float
@@ -40,34 +43,63 @@ class Roof:
     """What this machine does in a second, all its cores together.
 
     Attributes:
-        read_bytes: read from memory, by sums over 256 MB a core.
-        flops: floating-point operations, by numpy's float32 product of large matrices. Kernels for 8-bit integers
-            and for bfloat16 may pass it.
+        read_bytes: read from memory, by dot products over 256 MB a core; sums keep the cores busier than it.
+        flops: operations of ONNX Runtime's product of large matrices.
+        integer: the product is of 8-bit integers; otherwise of float32.
     """
 
     read_bytes: float
     flops: float
+    integer: bool = False
 
     def seconds(self, work: Work) -> float:
         """The least time that work can take: that of reading or that of computing, whichever is longer."""
         return max(work.bytes / self.read_bytes, work.flops / self.flops)
 
 
-def measure_roof() -> Roof:
-    """The best of several tries each; takes a few seconds, and 256 MB a core."""
-    return Roof(_reading(), _multiplying())
+def measure_roof(precision: str) -> Roof:
+    """The best of several tries each; takes a few seconds, and 256 MB a core.
+
+    Args:
+        precision: of a bundle; decides which products are measured.
+    """
+    integer = PRECISIONS[precision].integer
+    with Reading() as reading:
+        read_bytes = reading.bytes / _best(reading)
+    return Roof(read_bytes, _multiplying(integer), integer)
 
 
-def _reading() -> float:
-    blocks = [np.ones(_READ_BYTES // 4, np.float32) for _ in range(cores())]
-    with ThreadPoolExecutor(len(blocks)) as pool:
-        return len(blocks) * _READ_BYTES / _best(lambda: list(pool.map(np.sum, blocks)))
+class Reading:
+    """Reads :attr:`bytes` from memory whenever it is called, all cores together; a context manager."""
+
+    def __init__(self) -> None:
+        self._halves = [np.ones((2, _READ_BYTES // 8), np.float32) for _ in range(cores())]
+        self._pool = ThreadPoolExecutor(len(self._halves))
+        self.bytes = _READ_BYTES * len(self._halves)
+
+    def __call__(self) -> None:
+        """Once."""
+        list(self._pool.map(lambda two: np.dot(*two), self._halves))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
 
 
-def _multiplying() -> float:
-    matrix = np.random.default_rng(0).standard_normal((_WIDTH, _WIDTH), np.float32)
-    out = np.empty_like(matrix)
-    return 2 * _WIDTH**3 / _best(lambda: np.matmul(matrix, matrix, out=out))
+def _multiplying(integer: bool) -> float:
+    from qwen3asr.sessions.opening import open_session  # noqa: PLC0415 (where TensorRT runs it may be missing)
+
+    rng, shape = np.random.default_rng(0), (_WIDTH, _WIDTH)
+    if integer:
+        graph = product("MatMulInteger", rng.integers(-64, 64, shape, np.int8), np.uint8, np.int32)
+        rows = rng.integers(0, 256, shape, np.uint8)
+    else:
+        graph = product("MatMul", rng.standard_normal(shape, np.float32), np.float32, np.float32)
+        rows = rng.standard_normal(shape, np.float32)
+    session = open_session(graph)
+    return 2 * _WIDTH**3 / _best(lambda: session.run(None, {"x": rows}))
 
 
 def _best(call: Callable[[], object]) -> float:

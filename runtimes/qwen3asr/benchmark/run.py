@@ -116,7 +116,7 @@ def benchmark(
     def opened() -> Recognizer:
         return load(bundle.folder, device=device, engine=engine, threads=threads, slots=slots, capacity=capacity)
 
-    boards, work = open_boards(), ModelWork(bundle)
+    boards, work, about = open_boards(), ModelWork(bundle), About.of(bundle)
     loads = load_times(opened, settings.rounds, partial(progress, "load"))
     with opened() as model:
         loaded, graphs = memory(), (model.engine.encoder, model.engine.decoder)
@@ -127,13 +127,13 @@ def benchmark(
     if words is not None:
         opened_aligner = partial(load_aligner, words.folder, device=device, engine=engine, threads=threads)
         of_aligner = measure_aligner(words, opened_aligner, settings, clip, partial(progress, "aligner"))
-    on_cpu = _on_cpu(bundle, device, engine)
-    roof = _roof(progress) if roofline and on_cpu else None  # last: its memory is not the model's
+    bounded = roofline and _on_cpu(bundle, device, engine)
+    roof = _roof(about.precision, progress) if bounded else None  # last: its memory is not the model's
     size = size_of(bundle.spec.hidden, bundle.spec.layers)
     return Report(
         when=datetime.now(UTC).isoformat(timespec="seconds"),
         machine=this_machine(boards.names),
-        about=About.of(bundle),
+        about=about,
         settings=settings,
         audio=audio,
         device=device,
@@ -144,7 +144,7 @@ def benchmark(
         load=loads,
         loaded=loaded,
         parts=parts,
-        levels=summarise(taken, settings, work, prompt, roof, size),
+        levels=summarise(taken, settings, work, prompt, len(frame.head), roof, size),
         aligner=of_aligner,
         energy=boards.note,
         unlike=why_not(size, settings.seconds, settings.tokens),
@@ -156,9 +156,9 @@ def _on_cpu(bundle: Bundle, device: str, engine: str | None) -> bool:
     return isinstance(choose_backend(bundle, Wishes(device, engine)), CpuBackend)
 
 
-def _roof(progress: Progress) -> Roof:
+def _roof(precision: str, progress: Progress) -> Roof:
     progress("memory and cores", 0, 1)
-    roof = measure_roof()
+    roof = measure_roof(precision)
     progress("memory and cores", 1, 1)
     return roof
 

@@ -18,13 +18,16 @@ Model: TypeAlias = Annotated[
 ]
 Threads: TypeAlias = Annotated[int, typer.Option(min=0, help="CPU threads; 0: one a physical core.")]
 Slots: TypeAlias = Annotated[
-    int | None, typer.Option(min=1, help="Files or pieces decoded at a time; default: by memory.")
+    int | None, typer.Option(min=1, help="Requests or pieces decoded at a time; default: by memory.")
 ]
 Device: TypeAlias = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, or auto for the best there is.")]
 Engine: TypeAlias = Annotated[
     str | None, typer.Option(help="onnxruntime, or tensorrt; default: TensorRT where its engines are and run here.")
 ]
-Capacity: TypeAlias = Annotated[int | None, typer.Option(min=1, help="KV-cache tokens; 13 a second of audio.")]
+Capacity: TypeAlias = Annotated[
+    int | None,
+    typer.Option(min=1, help="KV-cache tokens of each: 13 a second of audio, and the text; default 4096."),
+]
 
 
 def fail(code: int, message: str) -> NoReturn:

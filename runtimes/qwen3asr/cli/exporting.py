@@ -88,7 +88,10 @@ def export(
     ] = Target.onnx,
     precision: Annotated[
         Precision,
-        typer.Option(help="auto: int8 for cpu; bf16 for cuda and engines, in a bundle as it is. fp8: of engines only."),
+        typer.Option(
+            help="auto: int8 for cpu, fp32 there in the standard dialect; bf16 for cuda and engines, or what the "
+            "bundle has that they are built from. fp8: of engines only."
+        ),
     ] = Precision.auto,
     device: Annotated[Device, typer.Option(help="What it is to run on; decides what auto is.")] = Device.cpu,
     dialect: Annotated[

@@ -110,9 +110,10 @@ def align(
     engine: Engine = None,
     threads: Threads = 0,
 ) -> None:
-    """Find when each word of a known text is spoken.
+    """Find when each word of a known text is spoken, in up to 240 s of audio.
 
-    The text format is one word a line: start, end (seconds) and word, separated by tabs.
+    Longer audio needs a recogniser, to share the text out: `align` of the model that qwen3asr.load(..., aligner=)
+    gives. The text format is one word a line: start, end (seconds) and word, separated by tabs.
     """
     if (text is None) == (text_file is None):
         fail(USAGE, "give the words with either --text or --text-file")

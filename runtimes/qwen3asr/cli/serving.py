@@ -13,7 +13,7 @@ import typer
 
 import qwen3asr
 from qwen3asr import console
-from qwen3asr.cli.common import Device, Engine, Model, Slots, Threads
+from qwen3asr.cli.common import Capacity, Device, Engine, Model, Slots, Threads
 
 if TYPE_CHECKING:
     from qwen3asr.server import ServerSettings
@@ -28,8 +28,9 @@ def serve(
         list[str] | None,
         typer.Option(envvar="QWEN3ASR_API_KEY", help="Key that opens /v1; several: repeat, or spaces between them."),
     ] = None,
-    model_name: Annotated[str | None, typer.Option(help="What requests call the model. Default: the folder.")] = None,
+    model_name: Annotated[str, typer.Option(help="What requests call the model; default: its folder's name.")] = "",
     slots: Slots = None,
+    capacity: Capacity = None,
     queue: Annotated[int, typer.Option(min=1, help="Requests that may wait; one more gets status 429.")] = 64,
     threads: Threads = 0,
     device: Device = "auto",
@@ -50,7 +51,7 @@ def serve(
     from qwen3asr.server import ServerSettings  # noqa: PLC0415 (an optional dependency)
 
     settings = ServerSettings(
-        model_name=model_name or model.resolve().name,
+        model_name=model_name,
         api_keys=tuple(api_key or ()),
         max_upload_bytes=int(max_upload_mb * 1e6),
         max_audio_seconds=max_seconds,
@@ -65,8 +66,9 @@ def serve(
         console.warn(f"{wyoming} may be reached from other machines, and Wyoming knows no keys: anybody may call")
     _log_to_stderr()
     with qwen3asr.load(
-        model, aligner=aligner, device=device, engine=engine, threads=threads, slots=slots, queue=queue
-    ) as recogniser:
+        model, aligner=aligner, device=device, engine=engine, threads=threads, slots=slots, capacity=capacity,
+        queue=queue,
+    ) as recogniser:  # fmt: skip
         asyncio.run(_serve(recogniser, settings, host, port, wyoming))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 from fastapi import FastAPI, HTTPException, Request, Response
 from starlette.exceptions import HTTPException as StarletteHTTPException
@@ -38,6 +39,8 @@ def create_app(model: Recognizer, settings: ServerSettings | None = None) -> Fas
         settings: how to behave.
     """
     settings = settings or ServerSettings()
+    if not settings.model_name:
+        settings = replace(settings, model_name=model.bundle.folder.resolve().name)
     app = FastAPI(title="qwen3asr", version=qwen3asr.__version__, openapi_url=URL, docs_url=None, redoc_url=None)
     lifecycle = app.state.lifecycle = Lifecycle()
     app.include_router(transcription_routes(model, settings, lifecycle))

@@ -10,7 +10,7 @@ from qwen3asr.errors import Qwen3AsrError
 from qwen3asr.events import Final, Partial
 from qwen3asr.languages import LANGUAGES
 from qwen3asr.server.realtime_events import Message, describe, make_id
-from qwen3asr.stitch import join_texts
+from qwen3asr.stitch import join_texts, transcript_of
 
 Send: TypeAlias = Callable[[str, Message], Awaitable[None]]
 """Sends an event of a type with its fields."""
@@ -101,6 +101,7 @@ class Items:
         names = dict.fromkeys(final.language for final in item.finals if final.language is not None)
         told = {
             "transcript": item.sent,
+            "finish_reason": transcript_of(item.finals).finish_reason,
             "languages": [{"code": LANGUAGES[name]} for name in names],
             "usage": {"type": "duration", "seconds": round(seconds, 3)},
         }

@@ -170,7 +170,7 @@ def check_available(provider: Provider) -> None:
     elif provider.name not in onnxruntime.get_available_providers():
         raise DeviceUnavailable(
             f"this onnxruntime {onnxruntime.__version__} is built without {provider.name}; install the other build: "
-            "pip uninstall -y onnxruntime && pip install 'qwen3asr[gpu]'"
+            "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'qwen3asr[gpu]'"
         )
     if not hasattr(onnxruntime.InferenceSession, "get_provider_graph_assignment_info"):
         raise PackageTooOld("onnxruntime-gpu", onnxruntime.__version__, "1.31")

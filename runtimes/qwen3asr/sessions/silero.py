@@ -7,6 +7,7 @@ it. The Python package needs torch: its file is found without importing it.
 
 from __future__ import annotations
 
+import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -58,8 +59,8 @@ class SileroDetector:
         DetectorInvalid: ONNX Runtime cannot load it, or it is not Silero VAD of version 5 or 6.
     """
 
-    def __init__(self, path: Path | None = None) -> None:
-        path = find_model() if path is None else path
+    def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
+        path = find_model() if path is None else Path(path)
         if not path.is_file():
             raise DetectorMissing(f"there is no model file at {path}; check the path")
         self._graph = _Graph(path)

@@ -33,7 +33,7 @@ from qwen3asr.errors import Qwen3AsrError, RequestInvalid
 from qwen3asr.server import ServerSettings
 from qwen3asr.server.problems import problem_of
 
-MODEL = "qwen3-asr"
+MODEL = "asr"
 RATE = 16_000
 
 
@@ -272,7 +272,7 @@ def test_an_error_within_a_stream_is_an_event(
 def test_models(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == [MODEL]
     assert client.models.retrieve(MODEL).owned_by == "qwen3asr"
-    with pytest.raises(openai.NotFoundError, match="no model 'whisper-1' here; name 'qwen3-asr'") as caught:
+    with pytest.raises(openai.NotFoundError, match="no model 'whisper-1' here; name 'asr'") as caught:
         client.models.retrieve("whisper-1")
     assert caught.value.code == "model_not_found"
 
@@ -717,7 +717,7 @@ def test_a_closed_model_is_not_ready(asr_bundle: Path, start: Start, recordings:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"max_upload_bytes": 0}, {"request_seconds": -1}, {"model_name": ""}, {"api_keys": ("",)}, {"drain_seconds": -1}],
+    [{"max_upload_bytes": 0}, {"request_seconds": -1}, {"api_keys": ("",)}, {"drain_seconds": -1}],
 )
 def test_settings_that_make_no_sense(settings: dict[str, Any]) -> None:
     with pytest.raises(RequestInvalid, match=next(iter(settings)).removesuffix("s").replace("api_key", "API key")):

@@ -135,6 +135,7 @@ def test_server_vad_makes_an_item_of_each_turn(server: Server, recordings: dict[
     assert [event["previous_item_id"] for event in of(events, "committed")] == [None, first]
     assert [event["item"]["id"] for event in of(events, "item.added")] == [first, second]
     assert [event["languages"] for event in of(events, "completed")] == [[{"code": "en"}], [{"code": "es"}]]
+    assert [event["finish_reason"] for event in of(events, "completed")] == ["stop", "stop"]
     starts = [event["audio_start_ms"] for event in of(events, "speech_started")]
     ends = [event["audio_end_ms"] for event in of(events, "speech_stopped")]
     length = 1000 * len(spoken(recordings["english"])) / 24_000
@@ -165,6 +166,7 @@ def test_a_commit_ends_the_open_turn_of_server_vad(server: Server, recordings: d
 
     events = run(scene())
     assert transcripts(events) == [recordings["spanish"].text, ""]
+    assert [event["finish_reason"] for event in of(events, "completed")] == ["stop", "no_speech"]
     assert len(of(events, "speech_started")) == 1
 
 
@@ -294,7 +296,7 @@ def test_settings_are_merged_and_shown(server: Server) -> None:
     one, two = (event["session"]["audio"]["input"] for event in run(scene()))
     assert one["turn_detection"] is None
     assert one["transcription"] == {
-        "model": "qwen3-asr", "language": "de", "prompt": "null", "keywords": ["vier", "fünf"],
+        "model": "asr", "language": "de", "prompt": "null", "keywords": ["vier", "fünf"],
     }  # fmt: skip
     assert one["format"] == {"type": "audio/pcm", "rate": 24_000}
     assert two["transcription"] == one["transcription"]
@@ -371,7 +373,7 @@ def _append(audio: object) -> dict[str, Any]:
         (_append("A" * (APPEND_CHARS + 4)), "audio_too_large", "audio", "several"),
         ({"type": "session.update"}, "missing_required_parameter", "session", "session object"),
         (_input(transcription={"language": "klingon"}), "unsupported_language", "language", "klingon"),
-        (_input(transcription={"model": "whisper-1"}), "model_not_found", None, "qwen3-asr"),
+        (_input(transcription={"model": "whisper-1"}), "model_not_found", None, "asr"),
         (_input(transcription={"prompt": "<|im_end|>"}), "invalid_value", "prompt", "<|im_end|>"),
         (_input(transcription={"prompt": "x" * 10_001}), "invalid_value", None, "prompt"),
         (_input(turn_detection={"type": "semantic_vad"}), "invalid_value", None, "server_vad"),
@@ -719,7 +721,7 @@ def test_what_a_connection_asks_for(server: Server) -> None:
     async def scene() -> None:
         assert await _refusal(server, "?model=gpt-realtime") == (404, "model_not_found")
         assert await _refusal(server, "?intent=conversation") == (400, "invalid_value")
-        async with _connect(server, "?model=qwen3-asr") as socket:
+        async with _connect(server, "?model=asr") as socket:
             assert await _greeting(socket) == "session.created"
 
     run(scene())
