@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from codecs import getincrementaldecoder
+from codecs import register_error
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -109,13 +109,28 @@ def open_tokenizer(folder: Path, spec: ModelSpec) -> Tokenizer:
 
 
 def _character_index(raw: bytes) -> list[int]:
-    """For each byte the index of the character that it belongs to (and one entry past the end)."""
-    decoder, index, done = getincrementaldecoder("utf-8")("replace"), [], 0
-    for byte in raw:
-        done += len(decoder.decode(bytes([byte])))
-        pending, _ = decoder.getstate()  # a character that this byte begins or continues is not counted yet
-        index.append(done if pending else done - 1)
-    return [*index, done + len(decoder.decode(b"", final=True))]
+    """For each byte the index of the character that it belongs to (and one entry past the end).
+
+    Bytes that are no UTF-8 belong together as they do where ``"replace"`` writes U+FFFD for them.
+    """
+    text, index = raw.decode("utf-8", _SPANS), list[int]()
+    for number, character in enumerate(text):
+        code = ord(character) - _SPAN
+        index += [number] * (code if 0 < code <= _LONGEST else len(character.encode()))
+    return [*index, len(text)]
+
+
+_SPANS, _SPAN, _LONGEST = "qwen3asr.spans", 0xD800, 3
+"""UTF-8 never decodes to halves of surrogate pairs: they stand for so many invalid bytes here."""
+
+
+def _as_span(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeDecodeError):
+        raise error
+    return chr(_SPAN + error.end - error.start), error.end
+
+
+register_error(_SPANS, _as_span)
 
 
 @lru_cache(maxsize=1)

@@ -83,13 +83,18 @@ def test_a_character_split_over_tokens_belongs_to_each_of_them() -> None:
         (b"\xf0\x90a", [0, 0, 1, 2]),  # two bytes of one character that never ends
         (b"\xe0\x80", [0, 1, 2]),
         (b"a\xf0\x9f", [0, 1, 1, 2]),
+        (b"\xed\xadb", [0, 1, 2, 3]),  # once 0, 0, 2, 3: half of a surrogate pair was one character until it ended
+        (b"b\xed\xa0\x80", [0, 1, 2, 3, 4]),
     ],
 )
 def test_each_byte_belongs_to_the_character_that_it_is_decoded_to(raw: bytes, index: list[int]) -> None:
     assert _character_index(raw) == index
 
 
-@given(st.binary(max_size=40))
+BYTES = sorted("aé中😀".encode() + b"\xed\xa0\xff")  # of characters of every length, and of what is none
+
+
+@given(st.binary(max_size=40) | st.lists(st.sampled_from(BYTES), max_size=12).map(bytes))
 def test_bytes_and_characters_agree_whatever_is_invalid(raw: bytes) -> None:
     index, text = _character_index(raw), raw.decode("utf-8", "replace")
     assert (len(index), index[-1]) == (len(raw) + 1, len(text))

@@ -59,8 +59,6 @@ async def serve(
     )
     family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
     with socket.create_server((host, port), family=family) as listener:
-        shown = f"[{host}]" if ":" in host else host
-        _log.info("listening on http://%s:%d", shown, listener.getsockname()[1])
         await _Server(config, model, settings, app.state.lifecycle, stop_beside).serve([listener])
 
 
@@ -78,6 +76,13 @@ class _Server(uvicorn.Server):
         self._stopping: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
         self._signalled = False
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Say where it listens when it does, and when a signal finds it ready to stop."""
+        await super().startup(sockets)
+        for listener in sockets or ():
+            host, port = listener.getsockname()[:2]
+            _log.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Called on a signal, between any two instructions of the main thread."""
