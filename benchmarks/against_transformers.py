@@ -12,8 +12,8 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import onnxruntime
 import torch
 import transformers
 from graphs import CAPACITY, FORCED
-from machine import machine
+from machine import in_turn, machine
 
 from qwen3asr.bundle import open_bundle
 from qwen3asr.decoder import Decoder
@@ -84,25 +84,19 @@ def main() -> None:
     runs = {open_bundle(folder).manifest.precision: ours(folder, mel) for folder in args.bundles}
     for dtype in args.dtypes:
         runs[f"transformers {dtype}"] = theirs(args.checkpoint, DTYPES[dtype], mel, ids)
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    first_token: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(ROUNDS + 1):
-        for name, run in runs.items():
-            for budget, kept in ((1, first_token), (FORCED, times)):
-                start = time.perf_counter()
-                run(budget)
-                kept[name].append(time.perf_counter() - start)
+    taken = in_turn([partial(run, budget) for run in runs.values() for budget in (1, FORCED)], ROUNDS)
+    first_token, times = dict(zip(runs, taken[::2], strict=True)), dict(zip(runs, taken[1::2], strict=True))
     report: dict[str, Any] = {"command": "python benchmarks/against_transformers.py CHECKPOINT OUT.json BUNDLE..."}
     report |= {"machine": machine(), "checkpoint": args.checkpoint.name, "clip_seconds": SECONDS, "tokens": FORCED}
     versions = {lib.__name__: lib.__version__ for lib in (transformers, torch, onnxruntime)}
     report |= {"rounds": ROUNDS, "versions": versions, "seconds": {}, "first_token_seconds": {}, "ratios": {}}
     for name in runs:
-        report["seconds"][name] = round(statistics.median(times[name][1:]), 3)
-        report["first_token_seconds"][name] = round(statistics.median(first_token[name][1:]), 3)
+        report["seconds"][name] = round(statistics.median(times[name]), 3)
+        report["first_token_seconds"][name] = round(statistics.median(first_token[name]), 3)
     for peer in (f"transformers {dtype}" for dtype in args.dtypes):
         for name in runs:
             if not name.startswith("transformers"):
-                ratios = sorted(b / a for a, b in zip(times[name][1:], times[peer][1:], strict=True))
+                ratios = sorted(b / a for a, b in zip(times[name], times[peer], strict=True))
                 spread = {"median": statistics.median(ratios), "min": ratios[0], "max": ratios[-1]}
                 report["ratios"][f"{peer} / {name}"] = {key: round(value, 2) for key, value in spread.items()}
     args.out.write_text(json.dumps(report, indent=2) + "\n", "utf-8")

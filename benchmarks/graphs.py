@@ -84,11 +84,10 @@ def _steps(graphs: Graphs, work: ModelWork) -> dict[str, Any]:
         read, near, far = in_turn([reading, lambda: graphs.feed(1, NEAR), lambda: graphs.feed(1, FAR)], 60)
         steps = {NEAR: near, FAR: far}
         floors = {p: [work.feed(1, p).bytes / reading.bytes * one for one in read] for p in steps}
-        bandwidth = reading.bytes / median(read) / 1e6
     return {
-        "read_gb_per_s": round(bandwidth, 1),
-        "step_ms": {f"{past} past": round(median(times), 2) for past, times in steps.items()},
-        "step_floor_ms": {f"{past} past": round(median(times), 2) for past, times in floors.items()},
+        "read_gb_per_s": round(reading.bytes / median(read) / 1e9, 1),
+        "step_ms": {f"{past} past": round(median(times) * 1000, 2) for past, times in steps.items()},
+        "step_floor_ms": {f"{past} past": round(median(times) * 1000, 2) for past, times in floors.items()},
         "step_over_floor": {f"{past} past": _ratio(steps[past], floors[past]) for past in steps},
         "far_over_near": _ratio(far, near),
     }

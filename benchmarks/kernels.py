@@ -15,7 +15,7 @@ import onnxruntime
 from machine import machine, milliseconds
 from onnx import TensorProto, helper, numpy_helper
 
-from qwen3asr.benchmark.roofline import measure_roof
+from qwen3asr.benchmark.roofline import Reading
 
 ROWS, WIDTH, OUT = 143, 1024, 3072  # a prompt through a layer of the 0.6B
 LAYERS = 100  # different weights, so that they come from memory and not from a cache
@@ -112,7 +112,8 @@ def main() -> None:
         f"{bits} bit, blocks of {block}": ("MatMulNBits", bits, block) for bits in (4, 8) for block in (32, 64, 128)
     }
     report: dict[str, Any] = {"command": "python benchmarks/kernels.py OUT.json", "machine": machine()}
-    report |= {"onnxruntime": onnxruntime.__version__, "read_gb_per_s": round(measure_roof("int8").read_bytes / 1e9, 1)}
+    with Reading() as reading:
+        report |= {"onnxruntime": onnxruntime.__version__, "read_gb_per_s": round(reading.rate() / 1e9, 1)}
     report["prompt"] = {name: product(k, ROWS, 8, bits, block) for name, (k, bits, block) in kinds.items()}
     report["step"] = {name: product(k, 1, LAYERS, bits, block) for name, (k, bits, block) in kinds.items()}
     places = {"1 at 150": (150, 1), "1 at 1900": (1900, 1), f"{ROWS} at 0": (0, ROWS), "512 at 1500": (1500, 512)}

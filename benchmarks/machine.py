@@ -24,19 +24,18 @@ def machine() -> str:
 
 def milliseconds(call: Callable[[], object], rounds: int) -> float:
     """Median of several calls, after one that is not counted."""
-    return round(statistics.median(in_turn([call], rounds)[0]), 2)
+    return round(statistics.median(in_turn([call], rounds)[0]) * 1000, 2)
 
 
 def in_turn(calls: Sequence[Callable[[], object]], rounds: int) -> list[list[float]]:
-    """Milliseconds of each call in each round, after a round that is not counted."""
+    """Seconds of each call in each round, after a round that is not counted."""
     times: list[list[float]] = [[] for _ in calls]
-    for counted in [False] + [True] * rounds:
+    for _ in range(rounds + 1):
         for call, of_call in zip(calls, times, strict=True):
             start = time.perf_counter()
             call()
-            if counted:
-                of_call.append((time.perf_counter() - start) * 1000)
-    return times
+            of_call.append(time.perf_counter() - start)
+    return [of_call[1:] for of_call in times]
 
 
 def resident_mebibytes() -> dict[str, int]:

@@ -21,13 +21,14 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 import transformers
-from machine import machine
+from machine import in_turn, machine
 from sherpa import FILES, convert
 
 import qwen3asr
@@ -123,16 +124,10 @@ def sherpa(folder: Path, samples: Samples, capacity: int, threads: int, budgets:
     return run
 
 
-def in_turn(runs: Mapping[str, Run], budgets: Sequence[int], rounds: int) -> dict[str, dict[int, list[float]]]:
-    """Seconds of every contender at every budget, round by round, after one round that does not count."""
-    taken: dict[str, dict[int, list[float]]] = {name: {budget: [] for budget in budgets} for name in runs}
-    for index in range(rounds + 1):
-        for name, run in runs.items():
-            for budget in budgets:
-                seconds = _seconds(run, budget)
-                if index:
-                    taken[name][budget].append(seconds)
-    return taken
+def measure(runs: Mapping[str, Run], budgets: Sequence[int], rounds: int) -> dict[str, dict[int, list[float]]]:
+    """Seconds of every contender at every budget, round by round."""
+    taken = iter(in_turn([partial(run, budget) for run in runs.values() for budget in budgets], rounds))
+    return {name: {budget: next(taken) for budget in budgets} for name in runs}
 
 
 def _seconds(run: Run, budget: int) -> float:
@@ -224,7 +219,7 @@ def main() -> None:
             )  # fmt: skip
             peers.append(f"sherpa-onnx {precision}")
             runs[peers[-1]] = sherpa(folder, samples, capacity, args.threads, budgets)
-        report |= summary(in_turn(runs, budgets, args.rounds), peers)
+        report |= summary(measure(runs, budgets, args.rounds), peers)
     finally:
         shutil.rmtree(work)
     args.out.write_text(json.dumps(report, indent=2) + "\n", "utf-8")

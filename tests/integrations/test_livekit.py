@@ -281,6 +281,7 @@ def test_times_are_on_the_stream_s_clock(model: Recognizer, recordings: dict[str
         assert seconds - 0.6 < final.start_time < seconds + 0.3
     starts_of = {event.request_id: event.alternatives[0].start_time for event in events if event.type is FINAL}
     interims = [event for event in events if event.type is INTERIM]
+    assert interims
     assert all(event.alternatives[0].start_time == starts_of[event.request_id] for event in interims)
 
 

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from tests.conftest import ROOT
+from tests.server_process import server_process
 
 
 def test_the_readme_s_commands_work(asr_bundle: Path, aligner_bundle: Path, tmp_path: Path) -> None:
@@ -24,17 +25,7 @@ def test_the_readme_s_commands_work(asr_bundle: Path, aligner_bundle: Path, tmp_
     written = {path.name for path in (tmp_path / "models/qwen3_asr").iterdir()}
     assert {"config.pbtxt", "1"} <= written
     for command in serving:
-        _serves(re.sub(r"tcp://0\.0\.0\.0:[0-9]+", "tcp://127.0.0.1:0", command), tmp_path)
-
-
-def _serves(command: str, folder: Path) -> None:
-    """It listens until it is told to stop; on ports that nobody else has."""
-    arguments = [sys.executable, "-m", "qwen3asr.cli", *shlex.split(command), "--port", "0"]
-    with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, cwd=folder) as process:
-        try:
-            assert process.stderr is not None
-            assert any("listening on http" in line for line in process.stderr)
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(30) == 0
-        finally:
-            process.kill()
+        options = shlex.split(re.sub(r"tcp://0\.0\.0\.0:[0-9]+", "tcp://127.0.0.1:0", command))[1:]
+        with server_process(*options, cwd=tmp_path) as process:  # which has begun to listen
+            process.signal(signal.SIGTERM)
+            assert process.end() == 0

@@ -26,7 +26,9 @@ Engine: TypeAlias = Annotated[
 ]
 Capacity: TypeAlias = Annotated[
     int | None,
-    typer.Option(min=1, help="KV-cache tokens of each: 13 a second of audio, and the text; default 4096."),
+    typer.Option(
+        min=1, help="KV-cache tokens of each: 13 a second of audio, and the text; default 4096, or what engines have."
+    ),
 ]
 
 

@@ -28,7 +28,7 @@ def serve(
         list[str] | None,
         typer.Option(envvar="QWEN3ASR_API_KEY", help="Key that opens /v1; several: repeat, or spaces between them."),
     ] = None,
-    model_name: Annotated[str, typer.Option(help="What requests call the model; default: its folder's name.")] = "",
+    model_name: Annotated[str | None, typer.Option(help="What requests call the model. Default: the folder.")] = None,
     slots: Slots = None,
     capacity: Capacity = None,
     queue: Annotated[int, typer.Option(min=1, help="Requests that may wait; one more gets status 429.")] = 64,

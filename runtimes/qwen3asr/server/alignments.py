@@ -52,7 +52,7 @@ class _Aligning:
             future.exception()  # nobody may be left to look at it
 
 
-def alignment_routes(model: Recognizer, settings: ServerSettings, lifecycle: Lifecycle) -> APIRouter:
+def alignment_routes(model: Recognizer, name: str, settings: ServerSettings, lifecycle: Lifecycle) -> APIRouter:
     """The route of alignment."""
     router, aligning = APIRouter(), _Aligning(model, settings)
 
@@ -60,7 +60,7 @@ def alignment_routes(model: Recognizer, settings: ServerSettings, lifecycle: Lif
         "/v1/audio/alignments",
         response_class=Response,
         responses={200: {"model": Alignment}, **refusals(*WORK)},
-        openapi_extra=multipart(AlignmentForm, settings.model_name),
+        openapi_extra=multipart(AlignmentForm, name),
     )
     async def alignments(request: Request) -> Response:
         """Word times of a text that is known."""
@@ -70,7 +70,7 @@ def alignment_routes(model: Recognizer, settings: ServerSettings, lifecycle: Lif
                 time_limit(settings.request_seconds, arrived),
                 receive_form(request, settings.max_upload_bytes) as upload,
             ):
-                form, file = parse(AlignmentForm, upload).check(settings.model_name), file_of(upload)
+                form, file = parse(AlignmentForm, upload).check(name), file_of(upload)
                 words = await unless_gone(request, aligning.align(file, form))
         return json_of(Alignment(text=form.text, words=word_times(words)))
 

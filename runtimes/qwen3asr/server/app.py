@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 
 from fastapi import FastAPI, HTTPException, Request, Response
 from starlette.exceptions import HTTPException as StarletteHTTPException
@@ -39,15 +38,14 @@ def create_app(model: Recognizer, settings: ServerSettings | None = None) -> Fas
         settings: how to behave.
     """
     settings = settings or ServerSettings()
-    if not settings.model_name:
-        settings = replace(settings, model_name=model.bundle.folder.resolve().name)
+    name = settings.model_name or model.bundle.folder.resolve().name
     app = FastAPI(title="qwen3asr", version=qwen3asr.__version__, openapi_url=URL, docs_url=None, redoc_url=None)
     lifecycle = app.state.lifecycle = Lifecycle()
-    app.include_router(transcription_routes(model, settings, lifecycle))
-    app.include_router(alignment_routes(model, settings, lifecycle))
-    app.include_router(model_routes(settings))
-    app.include_router(operator_routes(model, settings, lifecycle))
-    add_realtime(app, model, settings)
+    app.include_router(transcription_routes(model, name, settings, lifecycle))
+    app.include_router(alignment_routes(model, name, settings, lifecycle))
+    app.include_router(model_routes(name))
+    app.include_router(operator_routes(model, name, lifecycle))
+    add_realtime(app, model, name, settings)
     if settings.page:
         add_page(app)
     describe(app, keys=bool(settings.api_keys))

@@ -14,13 +14,12 @@ from qwen3asr.recognizer import Recognizer
 from qwen3asr.server.answers import Model, ModelList, Status, json_of
 from qwen3asr.server.lifecycle import Lifecycle
 from qwen3asr.server.openapi import refusals
-from qwen3asr.server.settings import ServerSettings
 
 
-def model_routes(settings: ServerSettings) -> APIRouter:
+def model_routes(served: str) -> APIRouter:
     """OpenAI's list of models, which has one; and the refusal of what that model does not do."""
     router = APIRouter(prefix="/v1")
-    entry = Model(id=settings.model_name, created=int(time.time()))
+    entry = Model(id=served, created=int(time.time()))
 
     @router.get("/models", responses={200: {"model": ModelList}, **refusals(401)})
     async def models() -> Response:
@@ -28,8 +27,8 @@ def model_routes(settings: ServerSettings) -> APIRouter:
 
     @router.get("/models/{name:path}", responses={200: {"model": Model}, **refusals(401, 404)})
     async def one_model(name: str) -> Response:
-        if name != settings.model_name:
-            raise ModelUnknown(name, settings.model_name)
+        if name != served:
+            raise ModelUnknown(name, served)
         return json_of(entry)
 
     @router.post("/audio/translations", include_in_schema=False)
@@ -39,10 +38,10 @@ def model_routes(settings: ServerSettings) -> APIRouter:
     return router
 
 
-def operator_routes(model: Recognizer, settings: ServerSettings, lifecycle: Lifecycle) -> APIRouter:
+def operator_routes(model: Recognizer, name: str, lifecycle: Lifecycle) -> APIRouter:
     """What load balancers and Prometheus ask for, without a key: it tells of no request."""
     router, registry = APIRouter(), CollectorRegistry()
-    collector({settings.model_name: model.metrics}, registry)
+    collector({name: model.metrics}, registry)
     running = Gauge("qwen3asr_server_requests", "Requests and sessions under way, uploads too.", registry=registry)
     running.set_function(lambda: lifecycle.running)
 

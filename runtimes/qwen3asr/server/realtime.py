@@ -24,7 +24,7 @@ _PROTOCOL = "realtime"
 _KEY_PREFIX = "openai-insecure-api-key."  # browsers cannot set headers; OpenAI's name for the way around it
 
 
-def add_realtime(app: FastAPI, model: Recognizer, settings: ServerSettings) -> None:
+def add_realtime(app: FastAPI, model: Recognizer, name: str, settings: ServerSettings) -> None:
     """Add ``/v1/realtime``.
 
     Sessions count as the lifecycle's work. When it drains they transcribe what was sent, and close with 1001.
@@ -32,7 +32,8 @@ def add_realtime(app: FastAPI, model: Recognizer, settings: ServerSettings) -> N
     Args:
         app: with ``app.state.lifecycle``.
         model: shared by all sessions.
-        settings: who may connect, and the model's name.
+        name: of the model.
+        settings: who may connect.
     """
     lifecycle: Lifecycle = app.state.lifecycle
 
@@ -47,11 +48,11 @@ def add_realtime(app: FastAPI, model: Recognizer, settings: ServerSettings) -> N
                 raise KeyRefused
             if intent != "transcription":
                 raise ParameterInvalid("intent", f"{intent!r} is not offered; give transcription")
-            if wanted not in (None, settings.model_name):
-                raise ModelUnknown(str(wanted), settings.model_name)
+            if wanted not in (None, name):
+                raise ModelUnknown(str(wanted), name)
             with lifecycle.work(breakable=False):
                 await websocket.accept(subprotocol=_PROTOCOL if _PROTOCOL in offered else None)
-                await Session(websocket, model, settings.model_name).run(lifecycle.draining)
+                await Session(websocket, model, name).run(lifecycle.draining)
         except Qwen3AsrError as error:  # the session itself tells its client
             await websocket.send_denial_response(error_response(error, websocket.state.request_id))
 

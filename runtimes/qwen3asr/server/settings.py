@@ -12,7 +12,7 @@ class ServerSettings:
     """How the server is to behave.
 
     Attributes:
-        model_name: the ``model`` that requests name; empty: the name of the bundle's folder.
+        model_name: the ``model`` that requests name; ``None``: the name of the bundle's folder.
         api_keys: bearer keys, any of which opens ``/v1``; none lets everybody in.
         max_upload_bytes: the longest body of a request; a longer one is refused as soon as it is.
         max_audio_seconds: the longest audio of a request.
@@ -25,7 +25,7 @@ class ServerSettings:
         RequestInvalid: a value makes no sense.
     """
 
-    model_name: str = ""
+    model_name: str | None = None
     api_keys: tuple[str, ...] = ()
     max_upload_bytes: int = 200_000_000
     max_audio_seconds: float = 4 * 3600.0
@@ -40,5 +40,7 @@ class ServerSettings:
                 raise RequestInvalid(f"{name}={getattr(self, name)} lets nothing through; give more than 0")
         if not self.drain_seconds >= 0:
             raise RequestInvalid(f"drain_seconds={self.drain_seconds} makes no sense; give 0 or more")
+        if self.model_name == "":
+            raise RequestInvalid("model_name is empty; give the name that requests are to use")
         if not all(key.strip() == key != "" for key in self.api_keys):
             raise RequestInvalid("an API key is empty, or has spaces around it; give keys of visible characters")

@@ -38,7 +38,7 @@ _ANSWERS: dict[str, Any] = {
 }
 
 
-def transcription_routes(model: Recognizer, settings: ServerSettings, lifecycle: Lifecycle) -> APIRouter:
+def transcription_routes(model: Recognizer, name: str, settings: ServerSettings, lifecycle: Lifecycle) -> APIRouter:
     """The routes of transcription."""
     router = APIRouter()
 
@@ -46,7 +46,7 @@ def transcription_routes(model: Recognizer, settings: ServerSettings, lifecycle:
         "/v1/audio/transcriptions",
         response_class=Response,
         responses={200: _ANSWERS, **refusals(*WORK)},
-        openapi_extra=multipart(TranscriptionForm, settings.model_name),
+        openapi_extra=multipart(TranscriptionForm, name),
     )
     async def transcriptions(request: Request) -> Response:
         """Speech to text."""
@@ -55,7 +55,7 @@ def transcription_routes(model: Recognizer, settings: ServerSettings, lifecycle:
             held.enter_context(lifecycle.work())
             async with time_limit(settings.request_seconds, arrived):
                 upload = await held.enter_async_context(receive_form(request, settings.max_upload_bytes))
-                form, file = parse(TranscriptionForm, upload).check(settings.model_name), file_of(upload)
+                form, file = parse(TranscriptionForm, upload).check(name), file_of(upload)
                 options = _options(model, form, settings)
             transcribe = partial(_transcribe, model, file, options, settings, arrived)
             if not form.stream:

@@ -717,7 +717,7 @@ def test_a_closed_model_is_not_ready(asr_bundle: Path, start: Start, recordings:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"max_upload_bytes": 0}, {"request_seconds": -1}, {"api_keys": ("",)}, {"drain_seconds": -1}],
+    [{"max_upload_bytes": 0}, {"request_seconds": -1}, {"model_name": ""}, {"api_keys": ("",)}, {"drain_seconds": -1}],
 )
 def test_settings_that_make_no_sense(settings: dict[str, Any]) -> None:
     with pytest.raises(RequestInvalid, match=next(iter(settings)).removesuffix("s").replace("api_key", "API key")):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import re
 import signal
 import socket
 import subprocess
@@ -19,51 +17,13 @@ import httpx2 as httpx
 import pytest
 import uvicorn
 from tests.conftest import ROOT, Recording
+from tests.server_process import ServerProcess, server_process
 
 import qwen3asr
 from qwen3asr import cli
 from qwen3asr.server import ServerSettings, create_app
 from qwen3asr.server.lifecycle import Lifecycle
 from qwen3asr.server.running import _Server
-
-
-class Process:
-    """A server that runs; its log is read as it comes."""
-
-    def __init__(self, *arguments: object, **environment: str) -> None:
-        command = [sys.executable, "-m", "qwen3asr.cli", "serve", *map(str, arguments), "--port", "0"]
-        self.process = subprocess.Popen(
-            command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"} | environment
-        )
-        self.log = ""
-        self.url = f"http://127.0.0.1:{self.read(r'listening on http://.*:([0-9]+)')[1]}"
-
-    def read(self, pattern: str) -> re.Match[str]:
-        """Wait for a line."""
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self.log += line
-            if found := re.search(pattern, line):
-                return found
-        raise AssertionError(f"{pattern} did not come: {self.log}")
-
-    def signal(self, number: int) -> None:
-        self.process.send_signal(number)
-
-    def end(self) -> int:
-        _, rest = self.process.communicate(timeout=30)
-        self.log += rest
-        return self.process.returncode
-
-
-@contextlib.contextmanager
-def _process(*arguments: object, **environment: str) -> Iterator[Process]:
-    process = Process(*arguments, **environment)
-    try:
-        yield process
-    finally:
-        process.process.kill()
-        process.process.wait()
 
 
 class Upload(threading.Thread):
@@ -96,7 +56,7 @@ class Upload(threading.Thread):
         return self.answer
 
 
-def _begun(process: Process, recording: Recording, model: str) -> Upload:
+def _begun(process: ServerProcess, recording: Recording, model: str) -> Upload:
     """An upload that the server has begun to read, and waits for."""
     upload = Upload(process.url, recording, model)
     until = time.monotonic() + 20
@@ -107,7 +67,7 @@ def _begun(process: Process, recording: Recording, model: str) -> Upload:
 
 
 def test_a_signal_lets_requests_finish(asr_bundle: Path, recordings: dict[str, Recording]) -> None:
-    with _process(asr_bundle) as process:
+    with server_process(asr_bundle) as process:
         upload = _begun(process, recordings["german"], asr_bundle.name)
         process.signal(signal.SIGTERM)
         process.read("stopping: 1 requests are under way")
@@ -124,7 +84,7 @@ def test_a_signal_lets_requests_finish(asr_bundle: Path, recordings: dict[str, R
 
 
 def test_a_second_signal_ends_at_once(asr_bundle: Path, recordings: dict[str, Recording]) -> None:
-    with _process(asr_bundle) as process:
+    with server_process(asr_bundle) as process:
         _begun(process, recordings["german"], asr_bundle.name)
         process.signal(signal.SIGTERM)
         process.read("stopping: 1 requests")
@@ -133,7 +93,7 @@ def test_a_second_signal_ends_at_once(asr_bundle: Path, recordings: dict[str, Re
 
 
 def test_what_is_not_done_in_time_is_broken_off(asr_bundle: Path, recordings: dict[str, Recording]) -> None:
-    with _process(asr_bundle, "--drain-seconds", "0.1") as process:
+    with server_process(asr_bundle, "--drain-seconds", "0.1") as process:
         _begun(process, recordings["german"], asr_bundle.name)
         process.signal(signal.SIGTERM)
         assert process.end() == 0
@@ -144,7 +104,7 @@ def test_options_reach_the_server(asr_bundle: Path, aligner_bundle: Path, record
     options = ["--aligner", aligner_bundle, "--model-name", "tiny", "--slots", "2", "--max-upload-mb", "0.5"]
     options += ["--max-seconds", "5", "--cors-origin", "https://example.org", "--no-page", "--host", "0.0.0.0"]
     with (
-        _process(asr_bundle, *options, QWEN3ASR_API_KEY="one two") as process,
+        server_process(asr_bundle, *options, QWEN3ASR_API_KEY="one two") as process,
         httpx.Client(base_url=process.url, headers={"Authorization": "Bearer two"}) as http,
     ):
         assert [entry["id"] for entry in http.get("/v1/models").json()["data"]] == ["tiny"]
@@ -168,7 +128,7 @@ def test_options_reach_the_server(asr_bundle: Path, aligner_bundle: Path, record
 
 def test_the_example_prints_the_text(asr_bundle: Path, recordings: dict[str, Recording]) -> None:
     example, spoken = ROOT / "examples/openai_client.py", recordings["spanish"]
-    with _process(asr_bundle) as process:
+    with server_process(asr_bundle) as process:
         done = subprocess.run(
             [sys.executable, example, f"{process.url}/v1", spoken.path], capture_output=True, text=True, check=True
         )
@@ -193,7 +153,7 @@ def test_wyoming_beside_it(asr_bundle: Path, recordings: dict[str, Recording]) -
 
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    with _process(asr_bundle, "--wyoming", f"tcp://127.0.0.1:{port}") as process:
+    with server_process(asr_bundle, "--wyoming", f"tcp://127.0.0.1:{port}") as process:
         assert len(asyncio.run(models(port))) == 1
         assert httpx.get(f"{process.url}/").status_code == 200
         process.signal(signal.SIGINT)
