@@ -21,7 +21,7 @@ from tests.server_process import ServerProcess, server_process
 
 import qwen3asr
 from qwen3asr import cli
-from qwen3asr.server import ServerSettings, create_app
+from qwen3asr.server import ServerSettings, create_app, running
 from qwen3asr.server.lifecycle import Lifecycle
 from qwen3asr.server.running import _Server
 
@@ -137,6 +137,28 @@ def test_the_example_prints_the_text(asr_bundle: Path, recordings: dict[str, Rec
     lines = done.stdout.splitlines()
     assert lines[0].startswith("spanish, ")
     assert [line.endswith(spoken.text) for line in lines] == [False, True, True]
+
+
+def test_it_says_that_it_listens_when_a_signal_can_stop_it(
+    model: qwen3asr.Recognizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What waits for that line may send one at once."""
+
+    async def scene() -> object:
+        said: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+
+        def note(message: str, *_: object) -> None:
+            if message.startswith("listening"):
+                said.set_result(signal.getsignal(signal.SIGTERM))
+
+        monkeypatch.setattr(running._log, "info", note)
+        serving = asyncio.create_task(running.serve(model, port=0))
+        handler = await asyncio.wait_for(said, 20)
+        assert getattr(handler, "__name__", None) == "handle_exit"
+        signal.raise_signal(signal.SIGTERM)
+        return await asyncio.wait_for(serving, 20)
+
+    asyncio.run(scene())
 
 
 def test_wyoming_beside_it(asr_bundle: Path, recordings: dict[str, Recording]) -> None:
